@@ -1,0 +1,156 @@
+"""fit(): the only training loop of the project."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedssl import schedules, seeds
+from fedssl.diagnostics import feature_std
+from fedssl.errors import ConfigError, TrainingError
+from fedssl.gradient import GradientTransform
+from fedssl.method import Batch, SSLMethod, Step
+from fedssl.model import Model
+from fedssl.norms import commit_statistics
+
+
+class Examples(Protocol):
+    """A client's unlabelled examples, already on the device that trains."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> Tensor:
+        """(B, ...) the examples at these positions."""
+        ...
+
+
+class Augment(Protocol):
+    """Batched, seeded, per-example independent augmentation on the device."""
+
+    def views(self, x: Tensor, generator: torch.Generator, count: int) -> Sequence[Tensor]: ...
+
+    def plain(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Local:
+    """Local training, the same for every client; the learning-rate schedule spans the whole run."""
+
+    epochs: int = 1
+    batch_size: int = 64
+    optimizer: str = "adamw"
+    lr: float = 0.002
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 1e-4  # of matrices and kernels only
+    schedule: str = "cosine"
+    warmup: float = 0.05  # share of the run
+    clip_norm: float | None = None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch_size) < 1:
+            raise ConfigError(
+                f"local.epochs={self.epochs} and local.batch_size={self.batch_size} must both be at least 1"
+            )
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ConfigError(f"local.lr={self.lr} is not a learning rate: give a positive number")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"local.warmup={self.warmup} is a share of the run: give a number in [0, 1)")
+        for name, value, allowed in (
+            ("optimizer", self.optimizer, ("sgd", "adamw")),
+            ("schedule", self.schedule, ("cosine", "constant")),
+            ("precision", self.precision, ("float32", "bf16")),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"local.{name}={value} is unknown: use {' or '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What one round of local training reports."""
+
+    examples: int
+    steps: int
+    loss: float  # mean over the round, weighted by examples
+    feature_std: float  # of the last batch's features; see diagnostics.feature_std
+
+
+def optimizer_for(model: nn.Module, local: Local) -> torch.optim.Optimizer:
+    """A fresh optimiser; norms and biases take no weight decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": local.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if local.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=local.lr, momentum=local.momentum)
+    return torch.optim.AdamW(groups, lr=local.lr, fused=True)
+
+
+def fit(
+    method: SSLMethod,
+    model: Model,
+    data: Examples,
+    augment: Augment,
+    local: Local,
+    *,
+    gradient: GradientTransform,
+    round: int,
+    rounds: int,
+    seed: int,
+    client: int,
+) -> FitResult:
+    """Train a model in place on one client's examples for one round.
+
+    All randomness comes from (seed, client, round), so the result does not depend on who trained before. Nothing
+    inside the loop waits for the device.
+
+    Raises:
+        ConfigError: the client has no examples, or too few for batch normalisation.
+        TrainingError: the loss is not a finite number.
+    """
+    n = len(data)
+    if n == 0:
+        raise ConfigError(
+            f"client {client} has no examples: use fewer federation.clients or a larger partition.min_size"
+        )
+    device = next(model.parameters()).device
+    path = ("client", client, "round", round)
+    order = seeds.stream(seed, *path, "order")
+    noise = seeds.stream(seed, *path, "gradient")
+    pixels = seeds.torch_stream(seed, *path, "augment", device=device)
+    batches = [index.to(device) for index in gradient.batches(n, local.batch_size, local.epochs, order)]
+    optimizer = optimizer_for(model, local)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    model.train()
+    total, seen, features = torch.zeros((), device=device), 0, None
+    for i, index in enumerate(batches):
+        step = Step(round, rounds, i, len(batches))
+        for group in optimizer.param_groups:
+            group["lr"] = schedules.learning_rate(step.progress, local.lr, local.schedule, local.warmup)
+        views = augment.views(data.batch(index), pixels, method.views)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=local.precision == "bf16"):
+            out = gradient.backward(method, model, Batch(views, index), step, noise)
+        if local.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trainable, local.clip_norm)
+        optimizer.step()
+        commit_statistics(model)
+        method.after_step(model, out, step)
+        total += out.loss.detach() * len(index)
+        seen += len(index)
+        features = out.features
+    loss = total.item() / max(1, seen)
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss of client {client} became {loss} in round {round}: training cannot go on from there; "
+            f"lower local.lr (now {local.lr}) or set local.clip_norm=1"
+        )
+    std = feature_std(features.float()) if features is not None else 0.0
+    return FitResult(examples=n, steps=len(batches), loss=loss, feature_std=std)

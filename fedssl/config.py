@@ -1,0 +1,138 @@
+"""Hydra: from overrides to a plan. The only file of the library that knows it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedssl.build import build
+from fedssl.errors import ConfigError
+from fedssl.job import Job
+from fedssl.rundir import RunDirectory
+from fedssl.tree import flatten
+
+
+def conf_dir() -> Path:
+    """Where the yaml files are: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "conf", here.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"no conf/config.yaml in {here} or beside it: the installation is not complete, install fedssl again")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job, the engine that runs it, and where its directory goes."""
+
+    job: Job
+    engine: Mapping[str, Any]
+    name: str
+    out: str
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return Path(self.out) / self.name
+
+    def into(self, out: str) -> Plan:
+        """The same plan with another parent directory."""
+        return replace(self, out=out)
+
+    def open(self) -> RunDirectory:
+        """Create or open the run directory."""
+        return RunDirectory.open(self.path, self.job.tree)
+
+    def build_engine(self) -> Any:
+        """The engine object."""
+        return build(self.engine, "engine")
+
+
+def plan_from(config: DictConfig) -> Plan:
+    """A plan from a composed configuration.
+
+    Raises:
+        ConfigError: a missing value, an unknown key or a wrong type.
+    """
+    try:
+        tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=False))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration cannot be resolved: {_first_line(error)}; correct that override") from error
+    engine, name, out = tree.pop("engine"), tree.pop("name"), tree.pop("out")
+    for key, value in flatten(tree):
+        if value == "???":
+            raise ConfigError(f"{key} is missing: pass {key}=...")
+    job = Job(tree)
+    job.check()
+    build(engine, "engine")
+    return Plan(job, engine, str(name) if name else _name(tree, job), str(out))
+
+
+def _name(tree: Mapping[str, Any], job: Job) -> str:
+    words = [str(tree[group]["_target_"]).rpartition(".")[2].lower() for group in ("method", "strategy", "data")]
+    return "-".join([*words, f"seed{job.seed}", job.fingerprint])
+
+
+def compose(overrides: Sequence[str]) -> Plan:
+    """The plan that these Hydra overrides describe.
+
+    Raises:
+        ConfigError: in one sentence, for every wrong override.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = hydra_compose("config", list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    return plan_from(config)
+
+
+def explain(error: Exception) -> ConfigError:
+    """One sentence for an error of Hydra, with the nearest option that exists."""
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1]
+        near = difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "`fedssl pretrain --cfg job` shows all options"
+        return ConfigError(f"{key} is not an option here: {hint}")
+    if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+        group, choice = match[1], match[2]
+        options = options_of(group)
+        near = difflib.get_close_matches(choice, options, n=1)
+        hint = f"did you mean {group}={near[0]}?" if near else f"choose one of {', '.join(options)}"
+        return ConfigError(f"{group}={choice} does not exist: {hint}")
+    return ConfigError(f"the overrides cannot be read: {_first_line(error)}; write them as key=value")
+
+
+def options_of(group: str) -> list[str]:
+    """The yaml names of a configuration group, sorted."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """The configuration groups, sorted."""
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def _known_keys() -> list[str]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        tree = OmegaConf.to_container(hydra_compose("config"), resolve=False)
+    leaves = [key for key, _ in flatten(cast(dict[str, object], tree))]
+    return [*leaves, *{key.rpartition(".")[0] for key in leaves if "." in key}]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,77 @@
+"""Files that are whole or absent: written to a temporary name, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedssl.errors import ConfigError, ResumeError
+from fedssl.parts import Arrays
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, creating its folder.
+
+    Raises:
+        ConfigError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): free space or pass another out=") from error
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write readable JSON atomically. Values that are not finite are written as null."""
+    write_text(path, json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Replace numbers that JSON cannot hold (nan, inf) by None, in nested mappings and lists."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, str] | None = None) -> None:
+    """Write arrays as safetensors, atomically."""
+    from safetensors.numpy import save
+
+    # safetensors stores memory as it lies: an array that is not contiguous would come back scrambled.
+    write_bytes(path, save({k: np.ascontiguousarray(v).reshape(v.shape) for k, v in arrays.items()}, dict(meta or {})))
+
+
+def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """Read arrays and metadata of a safetensors file.
+
+    Raises:
+        ResumeError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ResumeError(f"{path} cannot be read ({error}): it is damaged or missing; start the run anew") from error

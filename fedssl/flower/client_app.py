@@ -1,0 +1,159 @@
+"""The Flower ClientApp: the same in one process, in Flower's simulation and on a device.
+
+A client needs the message, its own Context and its data, nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fedssl import tree
+from fedssl.client import fit
+from fedssl.errors import ProtocolError
+from fedssl.flower import codec, state_files
+from fedssl.flower.codec import ClientState, Memo
+from fedssl.job import Job, parse, split
+from fedssl.model import Model, derive, load_arrays, to_arrays
+from fedssl.parts import Arrays, Share
+from fedssl.setup import build_model, device_of, shares_of
+
+app = ClientApp()
+
+
+@runtime_checkable
+class Receives(Protocol):
+    """A strategy with a client side: how merged arrays meet the client's own."""
+
+    keeps: bool
+
+    def receive(self, now: Arrays, mine: Arrays, memo: Memo) -> tuple[Arrays, Memo]: ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The examples of one client: rows of a data set that all clients of this process share on the device."""
+
+    data: Any
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, index: Tensor) -> Tensor:
+        """(B, ...) the examples at these positions of the shard."""
+        images: Tensor = self.data.batch(self.rows[index])
+        return images
+
+
+_loading = threading.Lock()
+
+
+@lru_cache(maxsize=2)
+def _load(text: str, device: str) -> tuple[Any, list[np.ndarray]]:
+    job = parse(text)
+    train = job.data.load().train
+    return train.to(torch.device(device)), split(job, train)
+
+
+def shard_of(job: Job, client: int, device: torch.device) -> Shard:
+    """A client's shard; the data set is read and split once in a process."""
+    with _loading:
+        data, parts = _load(job.text, str(device))
+    if not 0 <= client < len(parts):
+        raise ProtocolError(
+            f"this node has partition-id {client}, the job has {len(parts)} clients: set federation.clients to match"
+        )
+    return Shard(data, torch.from_numpy(parts[client]).to(device))
+
+
+class _Worker(threading.local):
+    """One model a thread, used again for each client that the thread trains."""
+
+    text: str = ""
+    model: Model
+    initial: Arrays
+    shares: dict[str, Share]
+
+
+_worker = _Worker()
+
+
+def _model_for(job: Job, shard: Shard, device: torch.device) -> tuple[Model, Arrays, dict[str, Share]]:
+    sized = any(part.holds_examples for part in job.method.parts)
+    text = f"{device}:{len(shard) if sized else 0}:{job.text}"
+    if _worker.text != text:
+        model = build_model(job, shard.data.channels, len(shard))
+        _worker.shares = shares_of(job, model)
+        _worker.initial = to_arrays(model)
+        _worker.model = model.to(device)
+        _worker.text = text
+    return _worker.model, _worker.initial, _worker.shares
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round of local training: read the job, restore, receive, fit, save, reply."""
+    config = message.content.config_records[codec.CONFIG]
+    job, at = parse(str(config["job"])), int(config["server-round"])  # type: ignore[arg-type]  # a ConfigRecord is loose
+    client = int(context.node_config["partition-id"])
+    device = device_of(job)
+    # Not only at start: the number of threads is a property of each thread, and Flower brings its own.
+    torch.set_num_threads(job.threads)
+    shard = shard_of(job, client, device)
+    model, initial, shares = _model_for(job, shard, device)
+    state_files.restore(config, context, client, at)
+    state = ClientState.load(context)
+
+    now = codec.decode(message.content.array_records[codec.ARRAYS])
+    strategy = job.strategy()
+    receives = isinstance(strategy, Receives)
+    start, memo = strategy.receive(now, state.mine, state.memo) if receives else (now, state.memo)
+    local = {key: initial[key] for key, share in shares.items() if share is Share.local} | state.local
+    load_arrays(model, start)
+    load_arrays(model, local)
+    derive(model, job.method.parts, [key for key, share in shares.items() if share is Share.derived])
+
+    job.gradient.admit(job.method, model)
+    result = fit(
+        job.method,
+        model,
+        shard,
+        job.data.augment,
+        job.local,
+        gradient=job.gradient,
+        round=at,
+        rounds=job.federation.rounds,
+        seed=job.seed,
+        client=client,
+    )
+    trained = to_arrays(model, now.keys())
+    kept = to_arrays(model, local.keys()) if local else {}
+    mine = trained if receives and strategy.keeps else {}
+    ClientState(kept, mine, memo, at).save(context)
+    state_files.keep(config, context, client, at)
+    metrics: dict[str, float | int] = {
+        codec.WEIGHT: result.examples,
+        "partition-id": client,
+        "loss": result.loss,
+        "steps": result.steps,
+        "feature_std": result.feature_std,
+        "drift": math.sqrt(tree.squared_distance(trained, now)),
+    }
+    return Message(codec.reply(trained, metrics), reply_to=message)
+
+
+@app.query()
+def who(message: Message, context: Context) -> Message:
+    """Say which partition this node serves, so that cohorts can be drawn by client and not by node id."""
+    partition = int(context.node_config["partition-id"])
+    return Message(RecordDict({codec.METRICS: MetricRecord({"partition-id": partition})}), reply_to=message)

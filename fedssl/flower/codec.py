@@ -1,0 +1,94 @@
+"""Between arrays and Flower's records. In one process nothing is serialised; bytes are made only if somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+
+from fedssl.parts import Arrays
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+WEIGHT = "num-examples"  # the key by which Flower's strategies weigh a reply
+Memo = dict[str, float]  # what a strategy's `receive` remembers on a client
+
+
+class LazyArray(Array):
+    """A Flower `Array` that holds the numpy array itself and serialises it on demand."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.dtype = str(value.dtype)
+        self.shape = tuple(value.shape)
+        self.stype = "numpy.ndarray"
+        self._value = value
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]  # a dataclass field of the parent, computed here
+        """The bytes that go over a wire: numpy's own format, without pickle."""
+        buffer = BytesIO()
+        np.save(buffer, self._value, allow_pickle=False)
+        return buffer.getvalue()
+
+    def numpy(self) -> np.ndarray:
+        """The array itself, read-only: server and clients share its memory in one process."""
+        view = self._value.view()
+        view.flags.writeable = False
+        return view
+
+
+def encode(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Arrays to a record that shares their memory."""
+    record = ArrayRecord()
+    for key, value in arrays.items():
+        record[key] = LazyArray(value)
+    return record
+
+
+def decode(record: ArrayRecord) -> Arrays:
+    """A record to arrays; read-only views where the record came from this process."""
+    return {key: value.numpy() for key, value in record.items()}
+
+
+@dataclass
+class ClientState:
+    """What stays on a client between rounds."""
+
+    local: Arrays = field(default_factory=dict)  # parts with share=local
+    mine: Arrays = field(default_factory=dict)  # the client's last trained merged parts, if the strategy keeps them
+    memo: Memo = field(default_factory=dict)
+    round: int = 0  # the last round in which the client trained; 0 = never
+
+    def save(self, context: Context) -> None:
+        """Put the state into a Flower context."""
+        context.state["local"] = encode(self.local)
+        context.state["mine"] = encode(self.mine)
+        context.state["memo"] = ConfigRecord({**self.memo, "round": self.round})
+
+    @classmethod
+    def load(cls, context: Context) -> ClientState:
+        """Read the state of a Flower context; an empty one belongs to a client that never trained."""
+        if "memo" not in context.state:
+            return cls()
+        memo: dict[str, Any] = dict(context.state.config_records["memo"])
+        last = int(memo.pop("round"))
+        records = context.state.array_records
+        return cls(decode(records["local"]), decode(records["mine"]), memo, last)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would be lost with it."""
+        return not (self.local or self.mine or self.memo)
+
+
+def reply(arrays: Mapping[str, np.ndarray], metrics: Mapping[str, float | int]) -> RecordDict:
+    """The content of a client's reply to a training instruction."""
+    return RecordDict({ARRAYS: encode(arrays), METRICS: MetricRecord(dict(metrics))})
+
+
+def instruction(arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
+    """The content of a training instruction."""
+    return RecordDict({ARRAYS: arrays, CONFIG: config})

@@ -1,0 +1,105 @@
+"""Where the clients run. Every engine runs the same round loop and the same ClientApp."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedssl.errors import ConfigError
+from fedssl.flower.client_app import app as client_app
+from fedssl.flower.in_process import InProcessGrid
+from fedssl.flower.server import federate
+from fedssl.job import Job
+from fedssl.progress import Reporter
+from fedssl.rundir import RunDirectory
+from fedssl.setup import device_of
+
+
+class Engine(Protocol):
+    """A way to run a job to its end."""
+
+    def run(self, job: Job, rundir: RunDirectory, reporter: Reporter) -> dict[str, Any]:
+        """Run or resume the job; returns its summary."""
+        ...
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """All clients in this process, on worker threads: no start-up, nothing serialised. The default.
+
+    `workers=0` takes one thread a core on the CPU, and one on a GPU. The result does not depend on the number.
+    """
+
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"engine.workers={self.workers} is negative: give a number of threads, or 0 for one a core")
+
+    def run(self, job: Job, rundir: RunDirectory, reporter: Reporter) -> dict[str, Any]:
+        """See `Engine`."""
+        torch.set_num_threads(job.threads)
+        cores = max(1, len(os.sched_getaffinity(0)) // job.threads)
+        workers = self.workers or (cores if device_of(job).type == "cpu" else 1)
+        workers = min(workers, job.federation.clients)
+        strict = job.federation.tolerate == 0
+        with _quiet_flower(), InProcessGrid(client_app, job.federation.clients, workers, strict) as grid:
+            return federate(grid, job, rundir, reporter)
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Flower's own simulation: clients in Ray processes, on one or many machines. Needs the extra `fedssl[ray]`."""
+
+    cpus: int = 0  # of the whole simulation; 0 = all of this machine
+    cpus_per_client: float = 1.0
+    gpus_per_client: float = 0.0
+
+    def run(self, job: Job, rundir: RunDirectory, reporter: Reporter) -> dict[str, Any]:
+        """See `Engine`."""
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("engine=ray needs Ray, which is not installed: pip install 'fedssl[ray]', or engine=in_process")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+        from flwr.simulation import run_simulation
+
+        summaries: list[dict[str, Any]] = []
+        server_app = ServerApp()
+
+        @server_app.main()
+        def main(grid: Grid, context: Context) -> None:
+            summaries.append(federate(grid, job, rundir, reporter, state_dir=rundir.clients.resolve()))
+
+        init: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
+        if self.cpus:
+            init["num_cpus"] = self.cpus
+        resources = {"num_cpus": self.cpus_per_client, "num_gpus": self.gpus_per_client}
+        with _quiet_flower():
+            run_simulation(
+                server_app,
+                client_app,
+                num_supernodes=job.federation.clients,
+                backend_config={"init_args": init, "client_resources": resources},  # type: ignore[dict-item]
+            )
+        return summaries[0]
+
+
+@contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Flower logs every round; the run has its own progress line."""
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,185 @@
+"""One round on any Flower grid: who is there, who takes part, what came back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedssl import seeds, tree
+from fedssl.errors import ProtocolError
+from fedssl.flower import codec
+from fedssl.flower.in_process import InProcessGrid
+from fedssl.job import Federation
+from fedssl.parts import Arrays
+
+
+class CohortGrid(Grid):
+    """A grid that shows only the chosen nodes.
+
+    Flower's own strategies draw their nodes from the global generator; asked for all nodes of this grid they have no
+    choice left, so any of them becomes reproducible.
+    """
+
+    def __init__(self, grid: Grid, nodes: list[int]) -> None:
+        self._grid, self._nodes = grid, nodes
+
+    def set_run(self, run: Run) -> None:
+        """See `Grid`."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """See `Grid`."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """See `Grid`."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The chosen nodes, in order of their partitions."""
+        return self._nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `Grid`."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid`."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See `Grid`."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+def exchange(grid: Grid, messages: Iterable[Message], timeout_s: float) -> Iterator[Message]:
+    """Send messages and yield the replies as they arrive; those that miss the deadline are not yielded.
+
+    Unlike `Grid.send_and_receive`, which returns when all are there, this lets the caller free each reply.
+    """
+    deadline, pause = time.monotonic() + timeout_s, 0.01
+    waiting = set(grid.push_messages(messages))
+    while waiting and time.monotonic() < deadline:
+        before = len(waiting)
+        # In the order of sending, so that a grid of this process starts the clients in that order.
+        for reply in grid.pull_messages(sorted(waiting, key=lambda key: (len(key), key))):
+            waiting.discard(reply.metadata.reply_to_message_id)
+            yield reply
+        pause = 0.01 if len(waiting) < before else min(0.5, pause * 1.5)
+        if waiting:
+            time.sleep(pause)
+
+
+def roster(grid: Grid, clients: int, timeout_s: float) -> Mapping[int, int]:
+    """Which node serves which partition: {partition: node id}.
+
+    Node ids are random outside this process, so the nodes are asked.
+
+    Raises:
+        ProtocolError: not all partitions 0 .. clients - 1 have a node in time.
+    """
+    if isinstance(grid, InProcessGrid):
+        return {partition: partition + 1 for partition in range(clients)}
+    found: dict[int, int] = {}
+    asked: set[int] = set()
+    deadline, pause = time.monotonic() + min(timeout_s, 120.0), 0.05
+    while time.monotonic() < deadline:
+        new = [node for node in grid.get_node_ids() if node not in asked]
+        asked.update(new)
+        for reply in exchange(grid, [Message(RecordDict(), n, MessageType.QUERY) for n in new], timeout_s):
+            if reply.has_content():
+                partition = cast(int, reply.content.metric_records[codec.METRICS]["partition-id"])
+                found[int(partition)] = reply.metadata.src_node_id
+        if all(partition in found for partition in range(clients)):
+            return {partition: found[partition] for partition in range(clients)}
+        if not new:
+            time.sleep(pause)
+            pause = min(1.0, pause * 1.5)
+    missing = [p for p in range(clients) if p not in found]
+    raise ProtocolError(
+        f"{len(missing)} of {clients} clients have no node (the first is partition {missing[0]}): start more nodes "
+        "(--federation-config 'num-supernodes=...') or lower federation.clients"
+    )
+
+
+def cohort(federation: Federation, seed: int, server_round: int) -> list[int]:
+    """The partitions that take part in a round, sorted: round(fraction * clients) of them, at least one."""
+    size = max(1, round(federation.fraction * federation.clients))
+    rng = seeds.stream(seed, "cohort", server_round)
+    return sorted(int(i) for i in rng.choice(federation.clients, size, replace=False))
+
+
+@dataclass
+class Tally:
+    """What came back in a round: rows for the logs, failures, and the clients' encoders where they are measured."""
+
+    expected: list[int]
+    tolerate: int
+    now: Arrays
+    partition_of: Mapping[int, int]  # node id -> partition
+    keep: Callable[[int, Arrays], None]  # called with every client's arrays, before they are freed
+    rows: list[dict[str, float | int]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def watch(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Pass good replies on and count the others.
+
+        Raises:
+            ProtocolError: an update that does not fit the model, or more failures than are tolerated.
+        """
+        for reply in replies:
+            if reply.has_error():
+                self.failures.append(_reason(reply.error.reason))
+                self._judge()
+                continue
+            record = cast(ArrayRecord, reply.content.array_records[codec.ARRAYS])
+            client = self.partition_of.get(reply.metadata.src_node_id, -1)
+            arrays = codec.decode(record)
+            tree.check_same(arrays, self.now, f"client {client}")
+            self.keep(client, arrays)
+            metrics = dict(reply.content.metric_records[codec.METRICS])
+            self.rows.append(
+                {
+                    "client": client,
+                    "examples": int(cast(int, metrics[codec.WEIGHT])),
+                    **{k: cast(float, v) for k, v in metrics.items() if k not in (codec.WEIGHT, "partition-id")},
+                    "bytes_up": tree.size_bytes(arrays),
+                }
+            )
+            yield reply
+        missing = set(self.expected) - {int(row["client"]) for row in self.rows}
+        if len(missing) > len(self.failures):
+            self.failures += [f"client {p} did not reply in time" for p in sorted(missing)][len(self.failures) :]
+        self._judge()
+        self.rows.sort(key=lambda row: row["client"])
+
+    def _judge(self) -> None:
+        if len(self.failures) > self.tolerate:
+            more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
+            raise ProtocolError(
+                f"{self.failures[0]}{more}; federation.tolerate={self.tolerate} ends the run here, "
+                "`fedssl resume` continues it from the last checkpoint"
+            )
+
+    def mean(self, key: str) -> float:
+        """Mean of a metric over the clients, weighted by examples."""
+        total = sum(row["examples"] for row in self.rows)
+        return float(sum(row["examples"] * row[key] for row in self.rows) / total)
+
+
+def _reason(text: str) -> str:
+    """The sentence inside an error that has passed through Flower's and Ray's wrappers."""
+    for line in reversed(text.strip().splitlines()):
+        line = line.strip()
+        if line:
+            return line.strip("<>'\" ").removeprefix("fedssl.errors.")
+    return "a client failed without a reason"

@@ -1,0 +1,251 @@
+"""federate(): the round loop of every engine, and what happens before the first round and after the last."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord
+from flwr.serverapp import Grid
+
+from fedssl import partition, tree
+from fedssl.baselines import central
+from fedssl.errors import ConfigError, ResumeError
+from fedssl.evaluation import Evaluator
+from fedssl.export import save_encoder
+from fedssl.flower import codec, state_files, strategy_state
+from fedssl.flower.in_process import InProcessGrid
+from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, roster
+from fedssl.job import Job, split
+from fedssl.model import to_arrays
+from fedssl.parts import Arrays, Share
+from fedssl.progress import Reporter
+from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
+from fedssl.setup import build_model, device_of, shares_of
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the rounds share."""
+
+    grid: Grid
+    job: Job
+    rundir: RunDirectory
+    reporter: Reporter
+    evaluator: Evaluator
+    nodes: Mapping[int, int]  # partition -> node id
+    state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
+
+
+def federate(
+    grid: Grid, job: Job, rundir: RunDirectory, reporter: Reporter, state_dir: Path | None = None
+) -> dict[str, Any]:
+    """Run a job from where its directory stands to its end, and return the summary.
+
+    Args:
+        grid: the nodes; each partition of the job needs one.
+        job: what to run.
+        rundir: opened for this job; a begun run is resumed from its last checkpoint.
+        reporter: shows progress.
+        state_dir: for runtimes of Flower that forget a client's Context when their process ends.
+
+    Raises:
+        FedsslError: for everything a person can mend; finished rounds stay in the directory.
+    """
+    torch.set_num_threads(job.threads)
+    job.check()
+    device = device_of(job)
+    data = job.data.load()
+    parts = split(job, data.train)
+    model = build_model(job, data.train.channels)
+    shares = shares_of(job, model)
+    merged = [key for key, share in shares.items() if share is Share.merge]
+    if not merged:
+        raise ConfigError("every part is local or derived, so nothing would be federated: let at least one part merge")
+    initial = to_arrays(model)
+    rundir.lock()
+    point = rundir.latest()
+    now = {key: initial[key] for key in merged} if point is None else tree.like(point.arrays, initial)
+    done = 0 if point is None else point.round
+    if not rundir.rows() or point is None:
+        rundir.write("manifest.json", _manifest(job, data, parts, device))
+        rundir.write("split.json", split_table(parts, data.train.targets, data.classes))
+    strategy = job.strategy()
+    if point is not None:
+        strategy_state.give(strategy, *point.strategy)
+    nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
+    run = _Run(grid, job, rundir, reporter, Evaluator(job, data, device), nodes, state_dir)
+    _restore_clients(run, done, any(share is Share.local for share in shares.values()))
+    reporter.begin(rundir.path.name, done, job.federation.rounds)
+    try:
+        for at in range(done + 1, job.federation.rounds + 1):
+            now = _round(run, strategy, at, now, initial)
+    finally:
+        reporter.end()
+    return _finish(run, initial | now, data, device)
+
+
+def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
+    """Instruct a cohort, merge its replies, measure, log, checkpoint."""
+    started = time.perf_counter()
+    job, federation = run.job, run.job.federation
+    chosen = cohort(federation, job.seed, at)
+    measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
+    watched = set(chosen[: job.evaluate.clients]) if measured else set()
+    encoders: dict[int, Arrays] = {}
+
+    def keep(client: int, arrays: Arrays) -> None:
+        if client in watched:
+            own = {k: v for k, v in arrays.items() if k.startswith("encoder.")}
+            encoders[client] = initial | own | _local_arrays(run, client)
+
+    tally = Tally(chosen, federation.tolerate, now, {node: p for p, node in run.nodes.items()}, keep)
+    config = ConfigRecord({"job": job.text, "server-round": at})
+    if run.state_dir is not None:
+        config |= {"state-dir": str(run.state_dir), "checkpoint": (at - 1) // job.checkpoint_every * job.checkpoint_every}
+    cohort_grid = CohortGrid(run.grid, [run.nodes[p] for p in chosen])
+    messages = list(strategy.configure_train(at, codec.encode(now), config, cohort_grid))
+    order = {run.nodes[p]: i for i, p in enumerate(chosen)}
+    messages.sort(key=lambda message: order[message.metadata.dst_node_id])
+    replies = tally.watch(exchange(run.grid, messages, federation.timeout_s))
+    if not _streams(strategy):
+        # Flower's strategies add up in the order given; by partition it is the same on every engine.
+        replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
+    record, _ = strategy.aggregate_train(at, replies)
+    if record is None:
+        raise ConfigError(f"the strategy merged nothing in round {at}: it needs more clients than the {len(chosen)} asked")
+    merged = tree.like(codec.decode(record), now)
+    tree.check_same(merged, now, "the strategy's merge")
+
+    row: dict[str, Any] = {"round": at, "clients": len(tally.rows), "failures": len(tally.failures)}
+    row |= {key: tally.mean(key) for key in ("loss", "drift")}
+    row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
+    row["bytes_down"] = tree.size_bytes(now) * len(messages)
+    row["train_seconds"] = time.perf_counter() - started
+    if measured:
+        row |= run.evaluator.merged(initial | merged)
+        if encoders:
+            row |= run.evaluator.clients([encoders[c] for c in sorted(encoders)], row)
+    row["seconds"] = time.perf_counter() - started
+    run.rundir.log(row, [{"round": at, **r} for r in tally.rows])
+    if at % job.checkpoint_every == 0 or at == federation.rounds:
+        _checkpoint(run, strategy, at, merged, [int(r["client"]) for r in tally.rows])
+    run.reporter.round(at, row)
+    return merged
+
+
+def _streams(strategy: Any) -> bool:
+    """Whether a strategy consumes replies one by one in any order: ours do, and say what they read."""
+    return hasattr(strategy, "reads")
+
+
+def _local_arrays(run: _Run, client: int) -> Arrays:
+    """A client's own arrays of a shared process, so that a personal encoder is measured whole."""
+    if not isinstance(run.grid, InProcessGrid):
+        return {}
+    return codec.ClientState.load(run.grid.context(run.nodes[client])).local
+
+
+def _checkpoint(run: _Run, strategy: Any, at: int, now: Arrays, clients: list[int]) -> None:
+    if isinstance(run.grid, InProcessGrid):
+        for client in _changed_since_checkpoint(run, clients):
+            state = codec.ClientState.load(run.grid.context(run.nodes[client]))
+            if not state.empty:
+                state_files.write(run.rundir.clients, client, state)
+    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy)))
+    if isinstance(run.grid, InProcessGrid) and run.rundir.clients.exists():
+        for client in clients:
+            state_files.prune(run.rundir.clients, client, at)
+
+
+def _changed_since_checkpoint(run: _Run, clients: list[int]) -> list[int]:
+    """This round's clients, and with rarer checkpoints all that have taken part: their files may be older."""
+    if run.job.checkpoint_every == 1 or not isinstance(run.grid, InProcessGrid):
+        return clients
+    return sorted(node - 1 for node in run.grid.contexts)
+
+
+def _restore_clients(run: _Run, done: int, stateful: bool) -> None:
+    """Give the clients of this process the states they had at the checkpoint."""
+    if isinstance(run.grid, InProcessGrid):
+        for path in sorted(run.rundir.clients.glob("*.safetensors")):
+            client, _, last = path.stem.partition("-")
+            if int(last) <= done:  # sorted, so a newer file of the same client comes later and wins
+                state_files.read(path).save(run.grid.context(run.nodes[int(client)]))
+    elif done and stateful and run.state_dir is None:
+        raise ResumeError(
+            "this run keeps parts on its clients, and this Flower runtime has forgotten them: "
+            "resume it with `fedssl resume`, or start it anew"
+        )
+
+
+def _finish(run: _Run, arrays: Arrays, data: Any, device: torch.device) -> dict[str, Any]:
+    """Final probes, baselines, the encoder's files and the summary; repeated if a kill interrupts it."""
+    job, rundir, evaluator = run.job, run.rundir, run.evaluator
+    rows = rundir.rows()
+    last = rows[-1]
+    save_encoder(rundir.path, job, data.train.channels, arrays)
+    final = evaluator.merged(arrays)
+    started = time.perf_counter()
+    probes: dict[str, dict[str, float]] = {}
+    spectra = {"federated": evaluator.spectrum(arrays)}
+    if job.evaluate.final:
+        run.reporter.say("measuring the encoder: linear and few-label probes")
+        probes["federated"] = evaluator.probe(arrays)
+        random = evaluator.random_encoder()
+        probes["random encoder"], spectra["random encoder"] = evaluator.probe(random), evaluator.spectrum(random)
+    if job.baselines:
+        run.reporter.begin("central", 0, job.federation.rounds)
+        try:
+            whole = central(job, data.train, device, lambda at: run.reporter.round(at, {}))
+        finally:
+            run.reporter.end()
+        spectra["central"] = evaluator.spectrum(whole)
+        probes["central"] = evaluator.probe(whole)
+    rundir.write("probes.json", {"probes": probes, "spectra": spectra})
+    mine, chance = probes.get("federated", {}), probes.get("random encoder", {})
+    summary = {
+        "rounds": int(last["round"]),
+        "loss": last["loss"],
+        **final,
+        **mine,
+        **{f"random_encoder_{key}": value for key, value in chance.items() if key.endswith("accuracy")},
+        **{f"central_{k}": v for k, v in probes.get("central", {}).items() if k.endswith("accuracy")},
+        "epsilon": None,
+        "seconds": float(sum(row["seconds"] for row in rows)),
+        "final_seconds": time.perf_counter() - started,
+        "bytes_up": int(sum(row["bytes_up"] for row in rows)),
+        "bytes_down": int(sum(row["bytes_down"] for row in rows)),
+    }
+    for key in ("knn_accuracy", "linear_accuracy", "random_encoder_linear_accuracy"):
+        summary.setdefault(key, None)  # unlabelled data: nothing to measure them on
+    rundir.write("summary.json", summary)
+    return summary
+
+
+def _manifest(job: Job, data: Any, parts: list[np.ndarray], device: torch.device) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    commit = git_commit(Path(__file__).resolve().parents[2])
+    return {
+        "fedssl": version("fedssl"),
+        **({"git_commit": commit} if commit else {}),
+        "versions": {name: version(name) for name in ("torch", "flwr", "numpy", "scikit-learn")},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch_threads": job.threads,
+        "seed": job.seed,
+        "job": job.fingerprint,
+        "examples": {"train": len(data.train), "test": len(data.test)},
+        "split": {
+            "fingerprint": partition.fingerprint(parts),
+            **partition.heterogeneity(parts, data.train.targets),
+        },
+    }

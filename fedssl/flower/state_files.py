@@ -1,0 +1,73 @@
+"""Client state on disk: one safetensors file for each client and round, written atomically.
+
+Used by the in-process engine's checkpoints, and by clients themselves where the instruction names a `state-dir`
+(Flower's own simulation keeps a Context only as long as its process lives).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context
+
+from fedssl.errors import ResumeError
+from fedssl.files import read_arrays, write_arrays
+from fedssl.flower.codec import ClientState
+
+
+def write(folder: Path, client: int, state: ClientState) -> None:
+    """Write a client's state under the round in which it was last changed."""
+    arrays = {f"local/{k}": v for k, v in state.local.items()} | {f"mine/{k}": v for k, v in state.mine.items()}
+    meta = {"memo": json.dumps(state.memo), "round": str(state.round)}
+    write_arrays(folder / f"{client:06d}-{state.round:06d}.safetensors", arrays, meta)
+
+
+def newest(folder: Path, client: int, at_most: int) -> Path | None:
+    """The newest file of a client whose round is not above `at_most`."""
+    rounds = {int(path.stem.partition("-")[2]): path for path in folder.glob(f"{client:06d}-*.safetensors")}
+    usable = [r for r in rounds if r <= at_most]
+    return rounds[max(usable)] if usable else None
+
+
+def read(path: Path) -> ClientState:
+    """Read a state back.
+
+    Raises:
+        ResumeError: the file is damaged.
+    """
+    arrays, meta = read_arrays(path)
+    try:
+        memo, last = json.loads(meta["memo"]), int(meta["round"])
+    except (KeyError, ValueError) as error:
+        raise ResumeError(f"{path} is not a client state: delete it, or start the run anew") from error
+    groups: dict[str, dict[str, object]] = {"local": {}, "mine": {}}
+    for key, value in arrays.items():
+        group, _, name = key.partition("/")
+        groups[group][name] = value
+    return ClientState(groups["local"], groups["mine"], memo, last)  # type: ignore[arg-type]
+
+
+def prune(folder: Path, client: int, at_most: int) -> None:
+    """Delete the files of a client that a newer one, not above `at_most`, replaces."""
+    kept = newest(folder, client, at_most)
+    for path in folder.glob(f"{client:06d}-*.safetensors"):
+        if kept is not None and path.name < kept.name:
+            path.unlink(missing_ok=True)
+
+
+def restore(config: ConfigRecord, context: Context, client: int, at: int) -> None:
+    """Before training in round `at`: take the state from the instruction's `state-dir`, if it names one."""
+    if "state-dir" in config:
+        path = newest(Path(str(config["state-dir"])), client, at - 1)
+        (read(path) if path else ClientState()).save(context)
+
+
+def keep(config: ConfigRecord, context: Context, client: int, at: int) -> None:
+    """After training: write the state to the instruction's `state-dir`, if it names one."""
+    if "state-dir" in config:
+        state = ClientState.load(context)
+        if not state.empty:
+            folder = Path(str(config["state-dir"]))
+            write(folder, client, state)
+            prune(folder, client, int(config["checkpoint"]))  # type: ignore[arg-type]  # a ConfigRecord is loose

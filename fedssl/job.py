@@ -1,0 +1,190 @@
+"""A job: everything a client must know to train, as one canonical JSON text that travels with each instruction."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from fedssl import seeds
+from fedssl.build import build, coerce, construct
+from fedssl.client import Augment, Local
+from fedssl.errors import ConfigError
+from fedssl.gradient import GradientTransform
+from fedssl.method import SSLMethod
+from fedssl.partition import Partition, Splittable
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part."""
+
+    clients: int = 10
+    rounds: int = 40
+    fraction: float = 1.0  # of the clients, drawn anew each round
+    tolerate: int = 0  # failed or missing clients a round that do not end the run
+    timeout_s: float = 3600.0  # for the replies of one round
+
+    def __post_init__(self) -> None:
+        if min(self.clients, self.rounds) < 1:
+            raise ConfigError(
+                f"federation.clients={self.clients} and federation.rounds={self.rounds} must both be at least 1"
+            )
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"federation.fraction={self.fraction} is a share of the clients: give a number in (0, 1]")
+        if self.tolerate < 0 or self.timeout_s <= 0:
+            raise ConfigError("federation.tolerate must be at least 0 and federation.timeout_s above 0")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured on labelled data, on the server; labels never reach the training."""
+
+    every: int = 5  # rounds between measurements; 0 measures at the end only
+    clients: int = 4  # client encoders measured before the merge (simulation only)
+    examples: int = 2000  # at most, for each of kNN bank, test set and diagnostics during training
+    knn_k: int = 20
+    final: bool = True  # linear and few-label probes, at the end
+    repeats: int = 10  # draws of the few-label probe
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.clients) < 0 or min(self.examples, self.knn_k, self.repeats) < 1:
+            raise ConfigError("evaluate: every and clients must be at least 0; examples, knn_k, repeats at least 1")
+
+
+class Source(Protocol):
+    """A configured data set."""
+
+    @property
+    def augment(self) -> Augment: ...
+
+    def load(self) -> Any: ...
+
+
+class Job:
+    """A resolved configuration and the objects it describes, built when first asked for.
+
+    Attributes:
+        text: the canonical JSON; equal texts are equal jobs.
+        seed, device, threads, baselines, checkpoint_every: scalars of the configuration.
+        share: the strategy's overrides of who owns which part.
+    """
+
+    SCALARS: Mapping[str, type] = {
+        "seed": int,
+        "device": str,
+        "threads": int,
+        "baselines": bool,
+        "checkpoint_every": int,
+    }
+    GROUPS = ("method", "encoder", "data", "partition", "strategy", "privacy")
+    SECTIONS = ("local", "federation", "evaluate")
+
+    def __init__(self, tree: Mapping[str, Any]) -> None:
+        known = {*self.SCALARS, *self.GROUPS, *self.SECTIONS}
+        for key in tree:
+            if key not in known:
+                raise ConfigError(f"{key} is not a section of a job: the sections are {', '.join(sorted(known))}")
+        for key in sorted(known - set(tree)):
+            raise ConfigError(f"the job has no {key!r}: compose it with `fedssl pretrain`, or add that section")
+        self.tree = dict(tree)
+        self.text = json.dumps(self.tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        scalars = {key: coerce(tree[key], kind, key) for key, kind in self.SCALARS.items()}
+        self.seed: int = scalars["seed"]
+        self.device: str = scalars["device"]
+        self.threads: int = scalars["threads"]
+        self.baselines: bool = scalars["baselines"]
+        self.checkpoint_every: int = scalars["checkpoint_every"]
+        if self.seed < 0 or self.threads < 1 or self.checkpoint_every < 1:
+            raise ConfigError("seed must be at least 0, threads and checkpoint_every at least 1")
+        strategy = dict(tree["strategy"])
+        self.share: dict[str, str] = coerce(strategy.pop("share", {}), dict[str, str], "strategy.share")
+        self._strategy = strategy
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 8 hexadecimal digits of the SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:8]
+
+    @cached_property
+    def method(self) -> SSLMethod:
+        """The self-supervised method."""
+        return cast(SSLMethod, build(self.tree["method"], "method"))
+
+    @cached_property
+    def encoder(self) -> Any:
+        """The encoder's description; `.make(channels)` builds the network."""
+        return build(self.tree["encoder"], "encoder")
+
+    @cached_property
+    def data(self) -> Source:
+        """The data set's description; nothing is read yet."""
+        return cast(Source, build(self.tree["data"], "data"))
+
+    @cached_property
+    def partition(self) -> Partition:
+        """The partitioner."""
+        return cast(Partition, build(self.tree["partition"], "partition"))
+
+    @cached_property
+    def gradient(self) -> GradientTransform:
+        """How batches become gradients."""
+        return cast(GradientTransform, build(self.tree["privacy"], "privacy"))
+
+    @cached_property
+    def local(self) -> Local:
+        """Local training."""
+        return cast(Local, construct(Local, self.tree["local"], "local"))
+
+    @cached_property
+    def federation(self) -> Federation:
+        """Who takes part."""
+        return cast(Federation, construct(Federation, self.tree["federation"], "federation"))
+
+    @cached_property
+    def evaluate(self) -> Evaluate:
+        """What is measured."""
+        return cast(Evaluate, construct(Evaluate, self.tree["evaluate"], "evaluate"))
+
+    def strategy(self) -> Any:
+        """A new strategy object: strategies may hold state, so each run has its own."""
+        return build(self._strategy, "strategy")
+
+    def check(self) -> None:
+        """Build every part once, so that bad options are refused before any data is read.
+
+        Raises:
+            ConfigError: for the first option that does not fit.
+        """
+        _ = self.method, self.encoder, self.data, self.partition, self.gradient
+        _ = self.local, self.federation, self.evaluate
+        self.strategy()
+
+
+@lru_cache(maxsize=8)
+def parse(text: str) -> Job:
+    """The job that a client received; equal texts give the same object, so what it has built is reused."""
+    return Job(json.loads(text))
+
+
+def split(job: Job, train: Splittable) -> list[np.ndarray]:
+    """The shards of all clients: disjoint sorted indices into the training set, the same on every machine.
+
+    Raises:
+        ConfigError: a client would have no examples, or the partitioner does not fit the data.
+    """
+    parts = job.partition.split(
+        train, job.federation.clients, seeds.stream(job.seed, "partition")
+    )
+    empty = [i for i, rows in enumerate(parts) if len(rows) == 0]
+    if empty:
+        raise ConfigError(
+            f"{len(empty)} of {len(parts)} clients would have no examples (the first is client {empty[0]}): "
+            "use fewer federation.clients, or another partition"
+        )
+    return parts

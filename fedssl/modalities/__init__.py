@@ -1,0 +1,1 @@
+"""Kinds of data: their views and their encoders."""

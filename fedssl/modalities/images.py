@@ -1,0 +1,235 @@
+"""Views of images: batched augmentation on the tensors' device, with parameters of its own for every example."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedssl.errors import ConfigError
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's conversion to grey
+TO_YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+
+
+@dataclass(frozen=True)
+class ImageViews:
+    """Random crop, rotation and flip in one affine warp, then colour, blur, noise and normalisation.
+
+    The defaults are SimCLR's for CIFAR. Colour jitter is brightness, contrast, saturation, hue in this order, as one
+    3x3 matrix and an offset, clipped once at the end; hue turns the chroma plane (YIQ), which is close to the HSV form.
+
+    Args:
+        crop: smallest and largest share of the area kept, 0 < a <= b <= 1; (1, 1) turns it off.
+        aspect: smallest and largest width : height of the crop, drawn log-uniformly.
+        rotation: largest angle in degrees, either way.
+        translate: largest shift as a share of the side, either way.
+        flip: probability of a left-right flip.
+        jitter: probability of colour jitter.
+        brightness, contrast, saturation: factors are drawn from 1 +- this, at least 0.
+        hue: largest turn as a share of the circle, 0 to 0.5.
+        grey: probability of dropping colour.
+        blur: probability of a Gaussian blur.
+        blur_sigma: smallest and largest standard deviation in pixels.
+        noise: standard deviation of added Gaussian noise, on the 0-1 scale.
+        padding: what lies outside the image: "border" repeats the edge, "zeros" is black.
+        mean: normalisation, one number per channel: their number says how many channels the images have.
+        std: one number per channel, or one for all.
+
+    Raises:
+        ConfigError: a value outside its range.
+
+    References:
+        Chen et al. 2020, arXiv:2002.05709, appendix A and B.9.
+    """
+
+    crop: tuple[float, ...] = (0.2, 1.0)
+    aspect: tuple[float, ...] = (0.75, 1.3333)
+    rotation: float = 0.0
+    translate: float = 0.0
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grey: float = 0.2
+    blur: float = 0.0
+    blur_sigma: tuple[float, ...] = (0.1, 2.0)
+    noise: float = 0.0
+    padding: str = "border"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grey", "blur"):
+            _within(name, getattr(self, name), 0.0, 1.0, "it is a probability")
+        for name in ("brightness", "contrast", "saturation", "noise"):
+            _within(name, getattr(self, name), 0.0, math.inf, "it is a strength")
+        _within("translate", self.translate, 0.0, 1.0, "it is a share of the side")
+        _within("rotation", self.rotation, 0.0, 180.0, "it is an angle in degrees")
+        _within("hue", self.hue, 0.0, 0.5, "it is a share of the colour circle")
+        _interval("crop", self.crop, 1.0)
+        _interval("aspect", self.aspect, math.inf)
+        _interval("blur_sigma", self.blur_sigma, math.inf)
+        if self.padding not in ("border", "zeros"):
+            raise ConfigError(f"padding is {self.padding!r}, which is not known; use 'border' or 'zeros'.")
+        if len(self.mean) not in (1, 3) or len(self.std) not in (1, len(self.mean)) or min(self.std) <= 0:
+            raise ConfigError(
+                f"augment.mean {self.mean} and augment.std {self.std} cannot normalise; "
+                "give 1 mean for grey or 3 for colour images, and as many standard deviations above 0."
+            )
+
+    @property
+    def channels(self) -> int:
+        """How many channels the images have: 1 grey, 3 colour."""
+        return len(self.mean)
+
+    def views(self, x: Tensor, generator: torch.Generator, count: int) -> list[Tensor]:
+        """Draws `count` independent views of every image.
+
+        View i depends on image i and the generator only, and `x` is left as it is.
+
+        Args:
+            x: (B, C, H, W) float in [0, 1], C 1 or 3.
+            generator: the only source of randomness; numbers are drawn on its device.
+            count: number of views.
+
+        Returns:
+            `count` normalised tensors (B, C, H, W).
+        """
+        return [self._view(x, generator) for _ in range(count)]
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Only normalises: (B, C, H, W) in [0, 1] to zero mean and unit variance, for evaluation.
+
+        Raises:
+            ConfigError: the images have another number of channels than `mean`.
+        """
+        if x.shape[1] != self.channels:
+            raise ConfigError(
+                f"The images have {x.shape[1]} channels "
+                f"but data.augment.mean has {self.channels} numbers; give one per channel."
+            )
+        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (x - mean) / std
+
+    def _view(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        if self._warps():
+            x = warp(x, self._affine(x, generator), self.padding)
+        if self._colours():
+            x = self._recolour(x, generator)
+        if self.blur > 0:
+            x = self._blurred(x, generator)
+        if self.noise > 0:
+            noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+            x = x + self.noise * noise.to(x.device)
+        return self.plain(x)
+
+    def _warps(self) -> bool:
+        crops = self.crop[0] < 1 or tuple(self.aspect) != (1.0, 1.0)
+        return crops or self.rotation > 0 or self.translate > 0 or self.flip > 0
+
+    def _colours(self) -> bool:
+        jitters = self.brightness > 0 or self.contrast > 0
+        if self.channels == 1:
+            return self.jitter > 0 and jitters
+        return self.grey > 0 or (self.jitter > 0 and (jitters or self.saturation > 0 or self.hue > 0))
+
+    def _affine(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, 2, 3) from output to input coordinates in [-1, 1]: flip, scale to the crop, rotate, move to its place."""
+        count, aspect = x.shape[0], x.shape[3] / x.shape[2]
+        u = _uniform((7, count), generator, x)
+        area = _between(u[0], *self.crop)
+        ratio = torch.exp(_between(u[1], math.log(self.aspect[0]), math.log(self.aspect[1])) / 2)
+        width, height = (area.sqrt() * ratio).clamp(max=1), (area.sqrt() / ratio).clamp(max=1)
+        along = (2 * u[2] - 1) * (1 - width) + self.translate * 2 * (2 * u[4] - 1)
+        down = (2 * u[3] - 1) * (1 - height) + self.translate * 2 * (2 * u[5] - 1)
+        angle = (2 * _uniform((count,), generator, x) - 1) * math.radians(self.rotation)
+        cos, sin = angle.cos(), angle.sin()
+        mirrored = torch.where(u[6] < self.flip, -width, width)
+        rows = (cos * mirrored, -sin * height / aspect, along, sin * mirrored * aspect, cos * height, down)
+        return torch.stack(rows, 1).view(count, 2, 3)
+
+    def _recolour(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x' = A x + offset, clipped to [0, 1]; A is (B, C, C)."""
+        count, channels = x.shape[:2]
+        u = _uniform((6, count), generator, x)
+        on = u[0] < self.jitter
+        one = torch.ones_like(u[0])
+        bright = torch.where(on, _factor(u[1], self.brightness), one)
+        contrast = torch.where(on, _factor(u[2], self.contrast), one)
+        luma = torch.tensor(LUMA if channels == 3 else (1.0,), dtype=x.dtype, device=x.device)
+        grey_mean = x.mean((2, 3)) @ luma
+        offset = bright * (1 - contrast) * grey_mean
+        gain = (bright * contrast).view(count, 1, 1)
+        if channels == 1:
+            return (gain.unsqueeze(3) * x + offset.view(count, 1, 1, 1)).clamp(0, 1)
+        to_grey = luma.expand(3, 3)
+        keep = torch.where(on, _factor(u[3], self.saturation), one).view(count, 1, 1)
+        colour = gain * (to_grey + keep * (torch.eye(3, dtype=x.dtype, device=x.device) - to_grey))
+        if self.hue > 0:
+            turn = torch.where(on, (2 * u[4] - 1) * self.hue * 2 * math.pi, torch.zeros_like(one))
+            colour = _hue_matrix(turn) @ colour
+        if self.grey > 0:
+            colour = torch.where((u[5] < self.grey).view(count, 1, 1), to_grey @ colour, colour)
+        flat = torch.baddbmm(offset.view(count, 1, 1), colour, x.flatten(2))
+        return flat.clamp_(0, 1).view(x.shape)
+
+    def _blurred(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Separable Gaussian whose kernel spans a tenth of the side, as in SimCLR; the others pass unchanged."""
+        u = _uniform((2, x.shape[0]), generator, x)
+        sigma = _between(u[1], *self.blur_sigma)
+        radius = max(1, min(x.shape[2:]) // 20)
+        taps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+        kernel = torch.exp(-(taps**2) / (2 * sigma.unsqueeze(1) ** 2))
+        kernel = kernel / kernel.sum(1, keepdim=True)
+        kernel = torch.where((u[0] < self.blur).unsqueeze(1), kernel, (taps == 0).to(x.dtype))
+        for axis, pad in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
+            padded, length = F.pad(x, pad, mode="replicate"), x.shape[axis]
+            weights = kernel.T.reshape(2 * radius + 1, -1, 1, 1, 1)
+            x = weights[0] * padded.narrow(axis, 0, length)
+            for shift in range(1, 2 * radius + 1):
+                x = torch.addcmul(x, weights[shift], padded.narrow(axis, shift, length))
+        return x
+
+
+def warp(x: Tensor, theta: Tensor, padding: str = "border") -> Tensor:
+    """Samples (B, C, H, W) bilinearly at the (B, 2, 3) affine maps of the output grid; the identity returns x."""
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+
+
+def _hue_matrix(turn: Tensor) -> Tensor:
+    """(B, 3, 3) in RGB that turns the chroma plane by (B,) radians and keeps luma and every grey."""
+    cos, sin, zero = turn.cos(), turn.sin(), torch.zeros_like(turn)
+    rows = (zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos)
+    to_yiq = torch.tensor(TO_YIQ, dtype=torch.float64)
+    from_yiq: Tensor = torch.linalg.inv(to_yiq).to(turn)
+    return from_yiq.matmul(torch.stack(rows, 1).view(-1, 3, 3)).matmul(to_yiq.to(turn))
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    drawn = torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype)
+    return drawn.to(like.device)
+
+
+def _between(u: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * u
+
+
+def _factor(u: Tensor, strength: float) -> Tensor:
+    return _between(u, max(0.0, 1 - strength), 1 + strength)
+
+
+def _within(name: str, value: float, low: float, high: float, why: str) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"augment.{name} is {value} but {why}; choose it between {low:g} and {high:g}.")
+
+
+def _interval(name: str, values: tuple[float, ...], top: float) -> None:
+    if len(values) != 2 or not 0 < values[0] <= values[1] <= top:
+        raise ConfigError(f"augment.{name} is {values} but needs two numbers 0 < smallest <= largest <= {top:g}.")

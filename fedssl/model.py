@@ -1,0 +1,136 @@
+"""Models as declared parts: seeded initial values, arrays in and out, teachers that follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedssl import seeds
+from fedssl.errors import ProtocolError
+from fedssl.norms import is_norm
+from fedssl.parts import Arrays, Part
+
+Model = nn.ModuleDict  # its keys are the names of the parts
+
+
+def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and persistent buffer of a model under its wire name, without copying."""
+    yield from model.state_dict(keep_vars=True).items()
+
+
+def norm_keys(model: nn.Module) -> frozenset[str]:
+    """The names of all arrays that belong to normalisation layers."""
+    found = set()
+    for prefix, module in model.named_modules():
+        if is_norm(module):
+            found.update(f"{prefix}.{name}" for name in module.state_dict())
+    return frozenset(found)
+
+
+@torch.no_grad()
+def seed_parameters(model: nn.Module, seed: int) -> None:
+    """Set every parameter from its own seeded stream, named by its key; buffers are left as built.
+
+    The scales are those of PyTorch's constructors (He et al. 2015 with a = sqrt(5): uniform within 1/sqrt(fan-in)) for
+    matrices and kernels, 1 and 0 for normalisation layers; parameters that belong to no layer with a fan-in get a
+    normal distribution of standard deviation 0.02. The global generator of torch is neither read nor reset.
+    """
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        weight = own.get("weight")
+        for name, parameter in own.items():
+            key = f"{prefix}.{name}" if prefix else name
+            if is_norm(module):
+                parameter.fill_(1.0 if name == "weight" else 0.0)
+                continue
+            value = torch.empty(parameter.shape, dtype=torch.float32)
+            generator = seeds.torch_stream(seed, "init", key)
+            if weight is not None and weight.dim() >= 2:
+                bound = 1.0 / math.sqrt(max(1, weight[0].numel()))
+                value.uniform_(-bound, bound, generator=generator)
+            else:
+                value.normal_(0.0, 0.02, generator=generator)
+            parameter.copy_(value)
+
+
+def to_arrays(model: nn.Module, keys: Collection[str] | None = None) -> Arrays:
+    """Copy the named arrays (all by default) out of a model, to numpy on the host.
+
+    The copies do not share memory with the model, so it may go on training.
+    """
+    return {
+        name: value.detach().to("cpu", copy=True).numpy()
+        for name, value in tensors(model)
+        if keys is None or name in keys
+    }
+
+
+@torch.no_grad()
+def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Copy arrays into the model in place; types are converted, shapes must agree.
+
+    Raises:
+        ProtocolError: an array has no place in the model, or another shape.
+    """
+    own = dict(tensors(model))
+    for name, value in arrays.items():
+        target = own.get(name)
+        if target is None:
+            raise ProtocolError(f"array {name!r} has no place in this model: server and client disagree on the method")
+        if tuple(target.shape) != tuple(value.shape):
+            raise ProtocolError(f"array {name!r} has shape {tuple(value.shape)}, the model wants {tuple(target.shape)}")
+        # Arrays off the wire may be read-only; they are only read here, so torch's warning would be noise.
+        source = value if value.flags.writeable else value.copy()
+        target.copy_(torch.from_numpy(np.ascontiguousarray(source)).reshape(target.shape))
+
+
+def pairs(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+    """(follower, followed) for every array of a part that follows others.
+
+    A teacher is a `ModuleDict` whose keys are the parts it follows.
+    """
+    for name in part.follows:
+        followed = dict(tensors(model[name]))
+        follower = model[part.name]
+        for key, value in tensors(follower.get_submodule(name)):
+            yield value, followed[key]
+
+
+@torch.no_grad()
+def derive(model: Model, parts: Sequence[Part], keys: Collection[str]) -> None:
+    """Rebuild derived parts as exact copies of the parts they follow.
+
+    Args:
+        model: changed in place.
+        parts: the method's parts.
+        keys: the arrays whose share is `derived`; parts without one of them are left alone.
+    """
+    wanted = {key.partition(".")[0] for key in keys}
+    for part in parts:
+        if part.name in wanted:
+            for follower, followed in pairs(model, part):
+                follower.copy_(followed)
+
+
+@torch.no_grad()
+def ema_(model: Model, part: Part, decay: float) -> None:
+    """Move a teacher towards what it follows: teacher <- decay * teacher + (1 - decay) * student.
+
+    Parameters and floating buffers are averaged, counters are copied.
+    """
+    for follower, followed in pairs(model, part):
+        if follower.is_floating_point():
+            follower.lerp_(followed.to(follower.dtype), 1.0 - decay)
+        else:
+            follower.copy_(followed)
+
+
+def frozen(parts: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """A teacher for these modules: equal copies that take no gradient."""
+    import copy
+
+    return nn.ModuleDict({name: copy.deepcopy(module) for name, module in parts.items()}).requires_grad_(False)

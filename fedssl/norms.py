@@ -1,0 +1,90 @@
+"""Normalisation layers by one word of configuration, and batch statistics that change only when told to."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedssl.errors import ConfigError
+
+KINDS = ("batch", "group", "layer", "none")
+
+
+class _DeferredBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation whose forward pass leaves the running statistics alone.
+
+    A loss must not change state (it is read for per-example gradients, probes and replays), so the forward pass only
+    remembers the statistics of its batches; `commit` folds them into the buffers, once a step, in order of the calls.
+    Same numbers as `torch.nn.BatchNorm*`.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self._pending: list[tuple[Tensor, Tensor]] = []
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ConfigError(
+                f"batch normalisation got an input of shape {tuple(input.shape)}; it needs (examples, channels, ...)"
+            )
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if not self.training:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        if input.numel() // input.shape[1] < 2:
+            raise ConfigError(
+                "batch normalisation got one value per channel: a batch of one example has no statistics; "
+                "use norm=group or norm=layer, or give each client more examples (partition.min_size)"
+            )
+        with torch.no_grad():
+            dims = [0, *range(2, input.dim())]
+            variance, mean = torch.var_mean(input.float(), dims, unbiased=True)
+            self._pending.append((mean, variance))
+        return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Fold the statistics of the batches seen since the last call into the running ones."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        for mean, variance in self._pending:
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum or 0.1)
+            self.running_var.lerp_(variance.to(self.running_var), self.momentum or 0.1)
+            self.num_batches_tracked.add_(1)
+        self._pending.clear()
+
+
+def commit_statistics(model: nn.Module) -> None:
+    """Commit every deferred batch statistic of `model`; called by `fit` after each step."""
+    for module in model.modules():
+        if isinstance(module, _DeferredBatchNorm):
+            module.commit()
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer: decided by its type, never by its name."""
+    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+
+
+def norm2d(kind: str, channels: int) -> nn.Module:
+    """A normalisation of (B, C, H, W): batch, group (at most 8 groups), layer (one group) or none."""
+    if kind == "batch":
+        return _DeferredBatchNorm(channels)
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(8, channels), channels)
+    if kind == "layer":
+        return nn.GroupNorm(1, channels)
+    if kind == "none":
+        return nn.Identity()
+    raise ConfigError(f"norm={kind!r} is not a normalisation: choose one of {', '.join(KINDS)}")
+
+
+def norm1d(kind: str, channels: int) -> nn.Module:
+    """A normalisation of (B, C): batch, group (at most 8 groups), layer or none."""
+    return nn.LayerNorm(channels) if kind == "layer" else norm2d(kind, channels)

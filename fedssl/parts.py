@@ -1,0 +1,97 @@
+"""What a model is made of, as data: named parts, who owns them, and how examples may be coupled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum, auto
+
+import numpy as np
+
+from fedssl.errors import ConfigError, PrivacyError
+
+Arrays = dict[str, np.ndarray]  # "encoder.stem.weight" -> array; the part is the first component of every name
+
+
+class Share(StrEnum):
+    """Who owns a part between rounds."""
+
+    merge = auto()  # sent to the server, merged there, returned with the next instruction
+    local = auto()  # stays on the client, in its Context.state
+    derived = auto()  # rebuilt by the client from the parts it follows: 0 bytes
+
+
+class Coupling(StrEnum):
+    """What one example's loss may depend on, besides the example and the parameters."""
+
+    none = auto()  # nothing else: per-example gradients are well defined
+    batch = auto()  # the other examples of the batch
+    history = auto()  # examples of earlier batches (queue, memory bank, running centre)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model: a key of its `nn.ModuleDict`.
+
+    Attributes:
+        name: the key, e.g. "encoder".
+        trainable: whether gradients reach it.
+        share: who owns it unless the strategy's `share` says otherwise.
+        follows: for a teacher, the parts that it copies when it is derived and tracks by EMA.
+        holds_examples: whether it stores (embeddings of) examples; merging such a part is refused.
+    """
+
+    name: str
+    trainable: bool = True
+    share: Share = Share.merge
+    follows: tuple[str, ...] = ()
+    holds_examples: bool = False
+
+
+def part_of(key: str) -> str:
+    """The part that an array belongs to: `part_of("encoder.stem.weight") == "encoder"`."""
+    return key.partition(".")[0]
+
+
+def resolve_shares(
+    parts: Sequence[Part], override: Mapping[str, str], keys: Iterable[str], norm_keys: frozenset[str]
+) -> dict[str, Share]:
+    """Decide for each array of a model who owns it.
+
+    Args:
+        parts: the parts that the method declares.
+        override: the strategy's `share`; keys are a part ("predictor"), the normalisation layers of a part
+            ("encoder:norm") or of all parts ("*:norm"); values are merge, local or derived. A more specific key wins.
+        keys: the names of all arrays of the model.
+        norm_keys: those names that belong to normalisation layers.
+
+    Raises:
+        ConfigError: an override names no part, or derives a part that follows nothing.
+        PrivacyError: a part that holds examples would be merged.
+    """
+    by_name = {part.name: part for part in parts}
+    for pattern, value in override.items():
+        name, _, kind = pattern.partition(":")
+        if (name not in by_name and name != "*") or kind not in ("", "norm") or (name == "*" and not kind):
+            raise ConfigError(
+                f"share.{pattern} names no part of this method: use one of {', '.join(by_name)}, "
+                "a part followed by ':norm', or '*:norm'"
+            )
+        if value not in list(Share):
+            raise ConfigError(f"share.{pattern}={value!r} is not merge, local or derived")
+        if value == Share.derived and (kind or not by_name[name].follows):
+            raise ConfigError(f"share.{pattern}=derived, but nothing says what to derive it from: use merge or local")
+    shares: dict[str, Share] = {}
+    for key in keys:
+        part = by_name[part_of(key)]
+        patterns = [part.name, *(("*:norm", f"{part.name}:norm") if key in norm_keys else ())]
+        if part.share is Share.derived and part.name not in override:
+            patterns = []  # a derived part is a copy as a whole: its norm layers follow their originals
+        chosen = [override[p] for p in patterns if p in override]
+        shares[key] = Share(chosen[-1]) if chosen else part.share
+        if part.holds_examples and shares[key] is Share.merge:
+            raise PrivacyError(
+                f"part {part.name!r} holds embeddings of single examples and share=merge would upload them; "
+                f"use share.{part.name}=local"
+            )
+    return shares

@@ -1,0 +1,199 @@
+"""The run directory: the only place a run writes to, readable by people, resumable after any interruption."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import yaml
+
+from fedssl.errors import ConfigError, ResumeError
+from fedssl.files import finite, read_arrays, write_arrays, write_json, write_text
+from fedssl.parts import Arrays
+from fedssl.tree import flatten
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on after `round`, besides the clients' states."""
+
+    round: int
+    arrays: Arrays
+    strategy: tuple[Arrays, dict[str, Any]]  # arrays and scalars of the strategy's own state
+
+
+class RunDirectory:
+    """One run's files.
+
+    Every file but the two logs is written to a temporary name and renamed. The logs are cut back to the last
+    checkpoint when a run is resumed, so a row is in them once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.clients = path / "checkpoints" / "clients"
+        self._lock: TextIO | None = None
+
+    @classmethod
+    def open(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
+        """Create the directory of a run, or open the one that this very configuration has begun.
+
+        Raises:
+            ConfigError: the directory belongs to another configuration, to something else, or to a run that is going on.
+        """
+        run = cls(path)
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file, not a run directory: pass another name= or out=")
+        if path.exists() and any(path.iterdir()) and not run.begun:
+            raise ConfigError(f"{path} holds other files and no config.yaml: pass another name= or out=")
+        if run.begun:
+            difference = _difference(run.config(), config)
+            if difference:
+                raise ConfigError(
+                    f"{path} belongs to a run of another configuration ({difference}): pass another name=, or delete it"
+                )
+        else:
+            write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        return run
+
+    @property
+    def begun(self) -> bool:
+        """Whether this is the directory of a run."""
+        return (self.path / "config.yaml").exists()
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended well: its summary is written last."""
+        return (self.path / "summary.json").exists()
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration.
+
+        Raises:
+            ResumeError: there is none, or it is damaged.
+        """
+        try:
+            tree = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ResumeError(f"{self.path} is not a run directory: it has no config.yaml; pass the path of a run") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ResumeError(f"{self.path}/config.yaml is damaged: start the run anew under another name") from error
+        if not isinstance(tree, dict):
+            raise ResumeError(f"{self.path}/config.yaml is damaged: start the run anew under another name")
+        return tree
+
+    def lock(self) -> None:
+        """Claim the directory for this process until it ends.
+
+        Raises:
+            ConfigError: another process is running this very run.
+        """
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{self.path} is being written by another process: wait for it, or pass another name=") from error
+
+    def log(self, row: Mapping[str, Any], clients: Sequence[Mapping[str, Any]]) -> None:
+        """Append one round to metrics.jsonl and its clients to clients.jsonl."""
+        for name, rows in (("metrics.jsonl", [row]), ("clients.jsonl", clients)):
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(finite(r), allow_nan=False) + "\n" for r in rows)
+
+    def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The rows of a log; a line cut off by a kill is left out."""
+        path = self.path / name
+        out = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                out.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return out
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write one JSON file of the run."""
+        write_json(self.path / name, content)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Read one JSON file of the run.
+
+        Raises:
+            ResumeError: it is missing or damaged.
+        """
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ResumeError(f"{self.path} has no {name}: the run has not ended; `fedssl resume {self.path}`") from error
+        except json.JSONDecodeError as error:
+            raise ResumeError(f"{self.path}/{name} is damaged: delete it and `fedssl resume {self.path}`") from error
+        return dict(content)
+
+    def checkpoint(self, point: Checkpoint) -> None:
+        """Make a round resumable. It counts only once LATEST names it; the one before stays until then."""
+        folder = self.path / "checkpoints" / f"{point.round:06d}"
+        write_arrays(folder / "server.safetensors", point.arrays)
+        arrays, scalars = point.strategy
+        write_arrays(folder / "strategy.safetensors", arrays, {"scalars": json.dumps(scalars)})
+        write_text(self.path / "checkpoints" / "LATEST", folder.name)
+        for old in (self.path / "checkpoints").glob("[0-9]*"):
+            if old.name != folder.name:
+                shutil.rmtree(old)
+
+    def latest(self) -> Checkpoint | None:
+        """The last checkpoint, with both logs cut back to it; None if there is none yet.
+
+        Raises:
+            ResumeError: it is damaged.
+        """
+        pointer = self.path / "checkpoints" / "LATEST"
+        name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else "000000"
+        for log in ("metrics.jsonl", "clients.jsonl"):
+            rows = [row for row in self.rows(log) if row["round"] <= int(name)]
+            write_text(self.path / log, "".join(json.dumps(row) + "\n" for row in rows))
+        if not pointer.exists():
+            return None
+        folder = self.path / "checkpoints" / name
+        arrays, _ = read_arrays(folder / "server.safetensors")
+        state, meta = read_arrays(folder / "strategy.safetensors")
+        return Checkpoint(int(name), arrays, (state, json.loads(meta["scalars"])))
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first keys in which two configurations differ, with both values; empty if none."""
+    a, b = dict(flatten(old)), dict(flatten(_plain(new)))
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    shown = ", ".join(f"{key}: {a.get(key)} there, {b.get(key)} here" for key in keys[:3])
+    return shown + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _plain(value: Any) -> Any:
+    """What yaml gives back: tuples as lists."""
+    return json.loads(json.dumps(value))
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit of a git checkout, read from its files; None outside one."""
+    head = folder / ".git" / "HEAD"
+    if not head.is_file():
+        return None
+    text = head.read_text(encoding="utf-8").strip()
+    if not text.startswith("ref: "):
+        return text
+    ref = folder / ".git" / text.removeprefix("ref: ")
+    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
+
+
+def split_table(parts: Sequence[np.ndarray], targets: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:
+    """The split for people: examples of each class on each client, for split.json and its picture."""
+    sizes = [len(rows) for rows in parts]
+    if targets is None:
+        return {"sizes": sizes}
+    counts = [np.bincount(targets[rows], minlength=len(classes)).tolist() for rows in parts]
+    return {"sizes": sizes, "classes": list(classes), "counts": counts}

@@ -1,0 +1,53 @@
+"""What server and clients build alike from a job: the seeded model, its shares, the device."""
+
+from __future__ import annotations
+
+import torch
+
+from fedssl.errors import ConfigError
+from fedssl.job import Job
+from fedssl.model import Model, derive, norm_keys, seed_parameters, tensors
+from fedssl.parts import Share, resolve_shares
+
+
+def device_of(job: Job) -> torch.device:
+    """The device that a job trains on here; `auto` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: the device does not exist on this machine.
+    """
+    name = job.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name} is not a device: use auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"device={name} is not there: this machine has {torch.cuda.device_count()} GPUs for torch; use device=auto"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name} is not supported: use auto, cpu, cuda or cuda:1")
+    return device
+
+
+def build_model(job: Job, channels: int, examples: int = 0) -> Model:
+    """The job's model on the CPU with its seeded initial values; a teacher starts equal to its student.
+
+    Args:
+        job: gives encoder, method and seed.
+        channels: of the data.
+        examples: of this client, for parts that hold one entry an example; 0 on the server.
+    """
+    encoder, dim = job.encoder.make(channels)
+    model = job.method.init(encoder, dim, examples)
+    seed_parameters(model, job.seed)
+    derive(model, job.method.parts, [f"{part.name}." for part in job.method.parts if part.follows])
+    return model
+
+
+def shares_of(job: Job, model: Model) -> dict[str, Share]:
+    """Who owns each array of the job's model."""
+    keys = [key for key, _ in tensors(model)]
+    return resolve_shares(job.method.parts, job.share, keys, norm_keys(model))

@@ -1,0 +1,128 @@
+"""PartStrategy: a Flower strategy whose rule is one function of arrays."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedssl.errors import ProtocolError
+from fedssl.flower import codec
+from fedssl.flower.codec import Memo
+from fedssl.parts import Arrays
+from fedssl.tree import ExactMean
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client, or the mean of a round's clients, brings to a merge."""
+
+    arrays: Arrays  # the trained values (not differences) of all merged parts
+    weight: float
+    client: int | None  # None: a weighted mean of many
+    metrics: Mapping[str, float]  # the scalars of the reply; empty for a mean
+
+
+class PartStrategy(Strategy):
+    """A rule that merges the parts of a model, usable by `strategy.start(grid, ...)` in any Flower app.
+
+    `reads` says what the rule needs: "mean", the weighted mean only (it streams, in O(model) memory, and the order of
+    arrival does not matter), or "each", every update, given in order of the clients. The nodes it instructs are all
+    that the grid lists: who takes part is decided before, by a seeded cohort.
+    """
+
+    reads: ClassVar[Literal["mean", "each"]] = "mean"
+    keeps: ClassVar[bool] = False  # whether `receive` gets the client's own last trained parts as `mine`
+    _now: Arrays
+
+    @abstractmethod
+    def merge(self, now: Arrays, updates: Sequence[Update]) -> Arrays:
+        """The next values of the merged parts, from the present ones and the updates (exactly one if reads="mean")."""
+
+    def weigh(self, update: Update) -> float:
+        """The weight of one client's update: its examples."""
+        return update.weight
+
+    def receive(self, now: Arrays, mine: Arrays, memo: Memo) -> tuple[Arrays, Memo]:
+        """On the client: the values to start from, given the server's and the client's own. Default: the server's."""
+        return now, memo
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One instruction for each node of the grid; all share one record."""
+        self._now = codec.decode(arrays)
+        config["server-round"] = server_round
+        content = codec.instruction(arrays, config)
+        return [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Merge the replies as they come; error replies are left to the caller's policy."""
+        scalars: list[tuple[float, Mapping[str, float]]] = []
+
+        def updates() -> Iterator[Update]:
+            for message in replies:
+                if message.has_content():
+                    update = read(message)
+                    scalars.append((update.weight, update.metrics))
+                    yield update
+
+        if self.reads == "mean":
+            mean = ExactMean()
+            for update in updates():
+                mean.add(update.arrays, self.weigh(update))
+            merged = self.merge(self._now, [Update(mean.result(self._now), mean.weight, None, {})])
+        else:
+            everyone = sorted(updates(), key=lambda update: update.client if update.client is not None else -1)
+            if not everyone:
+                raise ProtocolError("no client sent an update this round: there is nothing to merge")
+            merged = self.merge(self._now, everyone)
+        return codec.encode(merged), _mean_metrics(scalars)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """None: representations are measured on the server."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """None: see `configure_evaluate`."""
+        return None
+
+    def summary(self) -> None:
+        """Nothing to log: the run directory holds the configuration."""
+
+
+def read(message: Message) -> Update:
+    """A training reply as an update.
+
+    Raises:
+        ProtocolError: the reply lacks the arrays or the weight.
+    """
+    records = message.content.metric_records
+    if codec.ARRAYS not in message.content.array_records or codec.WEIGHT not in records.get(codec.METRICS, {}):
+        raise ProtocolError(
+            f"node {message.metadata.src_node_id} replied without {codec.ARRAYS!r} or {codec.WEIGHT!r}: "
+            "it does not run this ClientApp"
+        )
+    metrics = {key: cast(float, value) for key, value in records[codec.METRICS].items()}
+    client = metrics.get("partition-id")
+    return Update(
+        codec.decode(message.content.array_records[codec.ARRAYS]),
+        float(metrics[codec.WEIGHT]),
+        None if client is None else int(client),
+        metrics,
+    )
+
+
+def _mean_metrics(scalars: Sequence[tuple[float, Mapping[str, float]]]) -> MetricRecord:
+    total = sum(weight for weight, _ in scalars)
+    keys = scalars[0][1].keys() - {codec.WEIGHT, "partition-id"} if scalars else set()
+    return MetricRecord({key: sum(w * m[key] for w, m in scalars) / total for key in sorted(keys)})
