@@ -12,6 +12,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def construct(cls: Any, values: Mapping[str, Any], where: str) -> Any:
         for name, p in inspect.signature(cls).parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
-    hints = typing.get_type_hints(cls if hasattr(cls, "__dataclass_fields__") else cls.__init__)
+    hints = typing.get_type_hints(cls if is_dataclass(cls) else cls.__init__)
     for key in values:
         if key not in parameters:
             near = difflib.get_close_matches(key, parameters, n=1)

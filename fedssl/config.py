@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedssl.build import build
 from fedssl.errors import ConfigError
 from fedssl.job import Job
-from fedssl.rundir import RunDirectory
+from fedssl.rundir import NOT_THE_JOB, RunDirectory
 from fedssl.tree import flatten
 
 
@@ -29,7 +29,9 @@ def conf_dir() -> Path:
     for folder in (here / "conf", here.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise ConfigError(f"no conf/config.yaml in {here} or beside it: the installation is not complete, install fedssl again")
+    raise ConfigError(
+        f"no conf/config.yaml in {here} or beside it: the installation is not complete, install fedssl again"
+    )
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,34 @@ class Plan:
 
     job: Job
     engine: Mapping[str, Any]
-    name: str
-    out: str
+    path: Path  # the run directory
 
-    @property
-    def path(self) -> Path:
-        """The run directory."""
-        return Path(self.out) / self.name
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> Plan:
+        """A plan from a resolved configuration, composed now or read from a run directory.
 
-    def into(self, out: str) -> Plan:
-        """The same plan with another parent directory."""
-        return replace(self, out=out)
+        Raises:
+            ConfigError: a missing value, an unknown key or a wrong type.
+        """
+        for key, value in flatten(tree):
+            if value == "???":
+                raise ConfigError(f"{key} is missing: pass {key}=...")
+        for key in ("engine", "name", "out"):
+            if key not in tree:
+                raise ConfigError(f"the configuration has no {key!r}: it was not written by this version of fedssl")
+        job = Job({key: value for key, value in tree.items() if key not in NOT_THE_JOB})
+        job.check()
+        build(tree["engine"], "engine")
+        return cls(job, tree["engine"], Path(str(tree["out"])) / str(tree["name"] or _name(tree, job)))
+
+    def at(self, path: Path) -> Plan:
+        """The same plan in another directory."""
+        return replace(self, path=path)
 
     def open(self) -> RunDirectory:
         """Create or open the run directory."""
-        return RunDirectory.open(self.path, self.job.tree)
+        place = {"name": self.path.name, "out": str(self.path.parent)}
+        return RunDirectory.open(self.path, {**self.job.tree, "engine": dict(self.engine), **place})
 
     def build_engine(self) -> Any:
         """The engine object."""
@@ -68,15 +83,10 @@ def plan_from(config: DictConfig) -> Plan:
     try:
         tree = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=False))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration cannot be resolved: {_first_line(error)}; correct that override") from error
-    engine, name, out = tree.pop("engine"), tree.pop("name"), tree.pop("out")
-    for key, value in flatten(tree):
-        if value == "???":
-            raise ConfigError(f"{key} is missing: pass {key}=...")
-    job = Job(tree)
-    job.check()
-    build(engine, "engine")
-    return Plan(job, engine, str(name) if name else _name(tree, job), str(out))
+        raise ConfigError(
+            f"the configuration cannot be resolved: {_first_line(error)}; correct that override"
+        ) from error
+    return Plan.of(tree)
 
 
 def _name(tree: Mapping[str, Any], job: Job) -> str:
@@ -93,10 +103,15 @@ def compose(overrides: Sequence[str]) -> Plan:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = hydra_compose("config", list(overrides))
+            config = hydra_compose("config", relax(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
     return plan_from(config)
+
+
+def relax(overrides: Sequence[str]) -> list[str]:
+    """Let `strategy.share.teacher=local` add its key: which parts exist is known to the method, not to the yaml."""
+    return [f"++{text}" if text.startswith("strategy.share") else text for text in overrides]
 
 
 def explain(error: Exception) -> ConfigError:

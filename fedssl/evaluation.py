@@ -31,7 +31,7 @@ def encode(encoder: nn.Module, data: Any, rows: np.ndarray, augment: Augment) ->
     """(N, D) float32 on the host: the encoder's outputs for these rows of a data set, without augmentation."""
     encoder.eval()
     index = torch.from_numpy(np.ascontiguousarray(rows)).to(data.images.device)
-    outputs = [encoder(augment.plain(data.batch(part))).float().cpu() for part in index.split(_BATCH)]
+    outputs = [encoder(augment.plain(data.batch(part))).float().cpu() for part in torch.split(index, _BATCH)]
     return torch.cat(outputs)
 
 

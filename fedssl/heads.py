@@ -8,7 +8,9 @@ from fedssl.errors import ConfigError
 from fedssl.norms import norm1d
 
 
-def mlp(inputs: int, hidden: int, outputs: int, *, norm: str, layers: int = 2, norm_last: bool = False) -> nn.Sequential:
+def mlp(
+    inputs: int, hidden: int, outputs: int, *, norm: str, layers: int = 2, norm_last: bool = False
+) -> nn.Sequential:
     """`layers` linear maps (B, inputs) -> (B, outputs), each but the last followed by a normalisation and a ReLU.
 
     Args:

@@ -178,9 +178,7 @@ def split(job: Job, train: Splittable) -> list[np.ndarray]:
     Raises:
         ConfigError: a client would have no examples, or the partitioner does not fit the data.
     """
-    parts = job.partition.split(
-        train, job.federation.clients, seeds.stream(job.seed, "partition")
-    )
+    parts = job.partition.split(train, job.federation.clients, seeds.stream(job.seed, "partition"))
     empty = [i for i, rows in enumerate(parts) if len(rows) == 0]
     if empty:
         raise ConfigError(

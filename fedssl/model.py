@@ -24,7 +24,7 @@ def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def norm_keys(model: nn.Module) -> frozenset[str]:
     """The names of all arrays that belong to normalisation layers."""
-    found = set()
+    found: set[str] = set()
     for prefix, module in model.named_modules():
         if is_norm(module):
             found.update(f"{prefix}.{name}" for name in module.state_dict())

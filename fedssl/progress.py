@@ -9,7 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-_SHOWN = (("loss", "loss", ".4f"), ("knn_accuracy", "kNN", ".3f"), ("effective_rank", "rank", ".1f"), ("epsilon", "ε", ".2f"))
+_SHOWN = (
+    ("loss", "loss", ".4f"),
+    ("knn_accuracy", "kNN", ".3f"),
+    ("effective_rank", "rank", ".1f"),
+    ("epsilon", "ε", ".2f"),
+)
 
 
 def duration(seconds: float) -> str:
@@ -41,7 +46,9 @@ class Reporter:
         self._first, self._rounds, self._start, self._last = done, rounds, time.monotonic(), {}
         if self._live:
             self._bar = Progress(
-                TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"),
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[text]}"),
                 console=self._console,
             )
             self._bar.start()

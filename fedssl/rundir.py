@@ -18,6 +18,8 @@ from fedssl.files import finite, read_arrays, write_arrays, write_json, write_te
 from fedssl.parts import Arrays
 from fedssl.tree import flatten
 
+NOT_THE_JOB = ("engine", "name", "out")  # keys of a configuration that do not change what a run computes
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -45,7 +47,7 @@ class RunDirectory:
         """Create the directory of a run, or open the one that this very configuration has begun.
 
         Raises:
-            ConfigError: the directory belongs to another configuration, to something else, or to a run that is going on.
+            ConfigError: the directory belongs to another configuration or to something else.
         """
         run = cls(path)
         if path.exists() and not path.is_dir():
@@ -81,7 +83,9 @@ class RunDirectory:
         try:
             tree = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ResumeError(f"{self.path} is not a run directory: it has no config.yaml; pass the path of a run") from error
+            raise ResumeError(
+                f"{self.path} is not a run directory: it has no config.yaml; pass the path of a run"
+            ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ResumeError(f"{self.path}/config.yaml is damaged: start the run anew under another name") from error
         if not isinstance(tree, dict):
@@ -98,7 +102,9 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"{self.path} is being written by another process: wait for it, or pass another name=") from error
+            raise ConfigError(
+                f"{self.path} is being written by another process: wait for it, or pass another name="
+            ) from error
 
     def log(self, row: Mapping[str, Any], clients: Sequence[Mapping[str, Any]]) -> None:
         """Append one round to metrics.jsonl and its clients to clients.jsonl."""
@@ -130,7 +136,9 @@ class RunDirectory:
         try:
             content = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ResumeError(f"{self.path} has no {name}: the run has not ended; `fedssl resume {self.path}`") from error
+            raise ResumeError(
+                f"{self.path} has no {name}: the run has not ended; `fedssl resume {self.path}`"
+            ) from error
         except json.JSONDecodeError as error:
             raise ResumeError(f"{self.path}/{name} is damaged: delete it and `fedssl resume {self.path}`") from error
         return dict(content)
@@ -167,7 +175,7 @@ class RunDirectory:
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first keys in which two configurations differ, with both values; empty if none."""
-    a, b = dict(flatten(old)), dict(flatten(_plain(new)))
+    a, b = ({k: v for k, v in flatten(_plain(t)) if k.partition(".")[0] not in NOT_THE_JOB} for t in (old, new))
     keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
     shown = ", ".join(f"{key}: {a.get(key)} there, {b.get(key)} here" for key in keys[:3])
     return shown + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")

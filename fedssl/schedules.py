@@ -22,7 +22,7 @@ def learning_rate(progress: float, base: float, schedule: str, warmup: float) ->
 
 
 def ema_decay(progress: float, base: float, schedule: str) -> float:
-    """The decay of an EMA teacher at a point of the run: "constant", or "cosine" from `base` to 1 (BYOL, eq. in sec. 3.3)."""
+    """The decay of an EMA teacher at a point of the run: "constant", or "cosine" from `base` to 1 (BYOL, sec. 3.2)."""
     if schedule == "constant":
         return base
     return 1 - (1 - base) * (1 + math.cos(math.pi * progress)) / 2

@@ -77,7 +77,9 @@ class ExactMean:
             ProtocolError: the weight is not positive and finite.
         """
         if not (np.isfinite(weight) and weight > 0):
-            raise ProtocolError(f"an update has weight {weight}: weights must be positive, so a client needs an example")
+            raise ProtocolError(
+                f"an update has weight {weight}: weights must be positive, so a client needs an example"
+            )
         for key, value in arrays.items():
             if key not in self._high:
                 self._high[key] = np.zeros(value.size)
@@ -104,9 +106,7 @@ class ExactMean:
         """
         if not self.count:
             raise ProtocolError("no client sent an update this round: there is nothing to merge")
-        mean = {
-            key: ((self._high[key] + self._low[key]) / self.weight).reshape(model[key].shape) for key in self._high
-        }
+        mean = {key: ((self._high[key] + self._low[key]) / self.weight).reshape(model[key].shape) for key in self._high}
         return like(mean, model)
 
 

@@ -85,8 +85,8 @@ class Cifar:
         missing = [name for name in names if name not in found]
         if missing:
             raise ConfigError(
-                f"{self.root} does not hold {', '.join(missing)} of CIFAR-{self.variant}; fetch {stem}-python.tar.gz from "
-                f"{URL} and pass data.root=/path/to/it."
+                f"{self.root} does not hold {', '.join(missing)} of CIFAR-{self.variant}; fetch {stem}-python.tar.gz "
+                f"from {URL} and pass data.root=/path/to/it."
             )
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,9 +61,12 @@ class Npz:
         if not file.is_file():
             raise ConfigError(f"There is no file {self.path}; pass data.path=/path/to/a/file.npz.")
         try:
-            with np.load(file, allow_pickle=False) as archive:
+            with file.open("rb") as stream:
+                archive = np.load(stream, allow_pickle=False)
+                if isinstance(archive, np.ndarray):
+                    raise ValueError("it is a .npy file")
                 return self._read(archive)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ConfigError(
                 f"{self.path} cannot be read as a .npz file without pickle ({error}); write it with numpy.savez."
             ) from error

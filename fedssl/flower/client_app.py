@@ -9,7 +9,7 @@ import math
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,22 +21,14 @@ from fedssl import tree
 from fedssl.client import fit
 from fedssl.errors import ProtocolError
 from fedssl.flower import codec, state_files
-from fedssl.flower.codec import ClientState, Memo
+from fedssl.flower.codec import ClientState
+from fedssl.flower.rule import PartRule
 from fedssl.job import Job, parse, split
 from fedssl.model import Model, derive, load_arrays, to_arrays
 from fedssl.parts import Arrays, Share
 from fedssl.setup import build_model, device_of, shares_of
 
 app = ClientApp()
-
-
-@runtime_checkable
-class Receives(Protocol):
-    """A strategy with a client side: how merged arrays meet the client's own."""
-
-    keeps: bool
-
-    def receive(self, now: Arrays, mine: Arrays, memo: Memo) -> tuple[Arrays, Memo]: ...
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ def train(message: Message, context: Context) -> Message:
 
     now = codec.decode(message.content.array_records[codec.ARRAYS])
     strategy = job.strategy()
-    receives = isinstance(strategy, Receives)
+    receives = isinstance(strategy, PartRule)
     start, memo = strategy.receive(now, state.mine, state.memo) if receives else (now, state.memo)
     local = {key: initial[key] for key, share in shares.items() if share is Share.local} | state.local
     load_arrays(model, start)

@@ -43,7 +43,9 @@ class InProcess:
 
     def __post_init__(self) -> None:
         if self.workers < 0:
-            raise ConfigError(f"engine.workers={self.workers} is negative: give a number of threads, or 0 for one a core")
+            raise ConfigError(
+                f"engine.workers={self.workers} is negative: give a number of threads, or 0 for one a core"
+            )
 
     def run(self, job: Job, rundir: RunDirectory, reporter: Reporter) -> dict[str, Any]:
         """See `Engine`."""
@@ -67,7 +69,9 @@ class Ray:
     def run(self, job: Job, rundir: RunDirectory, reporter: Reporter) -> dict[str, Any]:
         """See `Engine`."""
         if importlib.util.find_spec("ray") is None:
-            raise ConfigError("engine=ray needs Ray, which is not installed: pip install 'fedssl[ray]', or engine=in_process")
+            raise ConfigError(
+                "engine=ray needs Ray, which is not installed: pip install 'fedssl[ray]', or engine=in_process"
+            )
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
         from flwr.simulation import run_simulation

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import cast
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -54,9 +55,15 @@ class InProcessGrid(Grid):
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(queue.Empty):
+            while True:  # clients that nobody waits for any more
+                self._calls.get_nowait()
         for _thread in self._threads:
             self._calls.put(None)
+        if kind is None or issubclass(kind, Exception):  # not on ctrl-C: the person should not wait for the clients
+            for thread in self._threads:
+                thread.join()
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = self._identity
 
     def _work(self) -> None:
@@ -72,8 +79,11 @@ class InProcessGrid(Grid):
         if node not in self._contexts:
             config = {"partition-id": node - 1, "num-partitions": self._nodes}
             self._contexts[node] = Context(
-                run_id=1, node_id=node, node_config=cast(dict[str, bool | float | int | str], config),
-                state=RecordDict(), run_config={},
+                run_id=1,
+                node_id=node,
+                node_config=cast(dict[str, bool | float | int | str], config),
+                state=RecordDict(),
+                run_config={},
             )
         return self._contexts[node]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -141,7 +141,7 @@ class Tally:
                 self.failures.append(_reason(reply.error.reason))
                 self._judge()
                 continue
-            record = cast(ArrayRecord, reply.content.array_records[codec.ARRAYS])
+            record = reply.content.array_records[codec.ARRAYS]
             client = self.partition_of.get(reply.metadata.src_node_id, -1)
             arrays = codec.decode(record)
             tree.check_same(arrays, self.now, f"client {client}")
@@ -176,9 +176,9 @@ class Tally:
         return float(sum(row["examples"] * row[key] for row in self.rows) / total)
 
 
-def _reason(text: str) -> str:
+def _reason(text: str | None) -> str:
     """The sentence inside an error that has passed through Flower's and Ray's wrappers."""
-    for line in reversed(text.strip().splitlines()):
+    for line in reversed((text or "").strip().splitlines()):
         line = line.strip()
         if line:
             return line.strip("<>'\" ").removeprefix("fedssl.errors.")

@@ -23,6 +23,7 @@ from fedssl.export import save_encoder
 from fedssl.flower import codec, state_files, strategy_state
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, roster
+from fedssl.flower.rule import PartRule
 from fedssl.job import Job, split
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays, Share
@@ -109,18 +110,21 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     tally = Tally(chosen, federation.tolerate, now, {node: p for p, node in run.nodes.items()}, keep)
     config = ConfigRecord({"job": job.text, "server-round": at})
     if run.state_dir is not None:
-        config |= {"state-dir": str(run.state_dir), "checkpoint": (at - 1) // job.checkpoint_every * job.checkpoint_every}
+        config["state-dir"] = str(run.state_dir)
+        config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
     cohort_grid = CohortGrid(run.grid, [run.nodes[p] for p in chosen])
     messages = list(strategy.configure_train(at, codec.encode(now), config, cohort_grid))
     order = {run.nodes[p]: i for i, p in enumerate(chosen)}
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
     replies = tally.watch(exchange(run.grid, messages, federation.timeout_s))
-    if not _streams(strategy):
+    if not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
     record, _ = strategy.aggregate_train(at, replies)
     if record is None:
-        raise ConfigError(f"the strategy merged nothing in round {at}: it needs more clients than the {len(chosen)} asked")
+        raise ConfigError(
+            f"the strategy merged nothing in round {at}: it needs more clients than the {len(chosen)} asked"
+        )
     merged = tree.like(codec.decode(record), now)
     tree.check_same(merged, now, "the strategy's merge")
 
@@ -139,11 +143,6 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
         _checkpoint(run, strategy, at, merged, [int(r["client"]) for r in tally.rows])
     run.reporter.round(at, row)
     return merged
-
-
-def _streams(strategy: Any) -> bool:
-    """Whether a strategy consumes replies one by one in any order: ours do, and say what they read."""
-    return hasattr(strategy, "reads")
 
 
 def _local_arrays(run: _Run, client: int) -> Arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -19,7 +20,6 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Compose the job from the run's overrides and run it; nodes of any Flower runtime take part."""
     plan = config.compose(shlex.split(str(context.run_config["overrides"])))
-    plan = plan.into(str(context.run_config["out"]))
-    rundir = plan.open()
+    rundir = plan.at(Path(str(context.run_config["out"])) / plan.path.name).open()
     federate(grid, plan.job, rundir, Reporter())
     finish_report(rundir)

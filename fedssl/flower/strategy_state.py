@@ -1,7 +1,7 @@
 """The state of any strategy as arrays and scalars, so that Flower's own strategies resume as ours do.
 
 Flower keeps what a strategy learns (the moments of FedAdam, say) in its attributes. Every attribute that is a number, an
-array, or a dictionary or list of arrays is state; functions and words are configuration and are left alone.
+array, or a dictionary or list of arrays is state; functions and words are configuration.
 """
 
 from __future__ import annotations

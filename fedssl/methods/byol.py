@@ -37,7 +37,9 @@ class BYOL:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
-            raise ConfigError(f"method.decay={self.decay} is not a decay: it is the teacher's share of itself, in [0, 1]")
+            raise ConfigError(
+                f"method.decay={self.decay} is not a decay: it is the teacher's share of itself, in [0, 1]"
+            )
         if self.decay_schedule not in ("cosine", "constant"):
             raise ConfigError(f"method.decay_schedule={self.decay_schedule!r} is unknown: use cosine or constant")
 
@@ -51,9 +53,7 @@ class BYOL:
         projector = mlp(dim, self.hidden, self.out, norm=self.norm)
         predictor = mlp(self.out, self.hidden, self.out, norm=self.norm)
         teacher = frozen({"encoder": encoder, "projector": projector})
-        return nn.ModuleDict(
-            {"encoder": encoder, "projector": projector, "predictor": predictor, "teacher": teacher}
-        )
+        return nn.ModuleDict({"encoder": encoder, "projector": projector, "predictor": predictor, "teacher": teacher})
 
     def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
         """Mean of the two normalised squared distances between prediction and teacher."""

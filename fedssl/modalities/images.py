@@ -76,7 +76,7 @@ class ImageViews:
         _interval("aspect", self.aspect, math.inf)
         _interval("blur_sigma", self.blur_sigma, math.inf)
         if self.padding not in ("border", "zeros"):
-            raise ConfigError(f"padding is {self.padding!r}, which is not known; use 'border' or 'zeros'.")
+            raise ConfigError(f"augment.padding is {self.padding!r}, which is not known; use border or zeros.")
         if len(self.mean) not in (1, 3) or len(self.std) not in (1, len(self.mean)) or min(self.std) <= 0:
             raise ConfigError(
                 f"augment.mean {self.mean} and augment.std {self.std} cannot normalise; "

@@ -1,0 +1,78 @@
+"""The `fedssl` command: one word, then the options of that word."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from fedssl.errors import FedsslError
+
+USAGE = """\
+usage: fedssl COMMAND ...
+
+  pretrain [key=value ...]   run federated pretraining; -m sweeps, --cfg job shows the configuration
+  resume RUN                 continue an interrupted run; gives the same bits as no interruption
+  report RUN ...             write report.html of one run, or compare several [--out FILE]
+  probe RUN                  measure the encoder of a finished run again
+  list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines
+  doctor                     what this machine can do
+
+Try: fedssl pretrain federation.rounds=10
+"""
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run one command; imports only what it needs, so that `fedssl --help` is quick."""
+    command, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command == "pretrain":
+        from simulations import pretrain
+
+        return pretrain.main(rest)
+    if command == "resume":
+        from simulations import pretrain
+
+        return pretrain.resume(rest)
+    if command == "report":
+        from simulations import inspect_runs
+
+        return inspect_runs.report(rest)
+    if command == "probe":
+        from simulations import inspect_runs
+
+        return inspect_runs.probe(rest)
+    if command == "list":
+        from simulations import inspect_install
+
+        return inspect_install.list_options(rest)
+    if command == "doctor":
+        from simulations import inspect_install
+
+        return inspect_install.doctor(rest)
+    print(f"error: {command!r} is not a command: use pretrain, resume, report, probe, list or doctor", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    """Entry point: refusals are one sentence and exit code 2, an interruption is exit code 130."""
+    try:
+        code = dispatch(sys.argv[1:])
+    except FedsslError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        # Worker threads may still be inside a client. All files are whole, so leaving at once loses nothing.
+        print("\ninterrupted; `fedssl resume RUN` continues from the last finished round", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
+    except BrokenPipeError:  # `fedssl list | head`
+        os._exit(0)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

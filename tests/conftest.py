@@ -1,0 +1,79 @@
+"""Shared by all tests: one torch thread, and tiny runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedssl import config
+from fedssl.config import Plan
+from fedssl.parts import Arrays
+from fedssl.progress import Reporter
+from fedssl.rundir import RunDirectory
+
+TINY = (
+    "data=synthetic",
+    "data.train=60",
+    "data.test=30",
+    "data.size=8",
+    "data.classes=3",
+    "encoder.width=4",
+    "encoder.dim=8",
+    "method.hidden=16",
+    "method.out=8",
+    "local.batch_size=8",
+    "federation.clients=3",
+    "federation.rounds=2",
+    "evaluate.every=0",
+    "evaluate.final=false",
+    "partition.alpha=1.0",
+    "device=cpu",
+    "engine.workers=2",
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    torch.set_num_threads(1)
+    yield
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Callable[..., Plan]:
+    """A plan of a tiny run in this test's folder; overrides come last and win."""
+
+    def compose(*overrides: str, name: str = "run") -> Plan:
+        chosen = {o.split("=")[0] for o in overrides}
+        base = [o for o in TINY if o.split("=")[0] not in chosen]
+        if any(o in ("engine=ray",) for o in overrides):
+            base.remove("engine.workers=2")
+        if any(o.startswith("partition=") for o in overrides):
+            base = [o for o in base if not o.startswith("partition.")]
+        return config.compose([*base, f"out={tmp_path}", f"name={name}", *overrides])
+
+    return compose
+
+
+def execute(plan: Plan) -> RunDirectory:
+    """Run a plan to its end, without progress or report."""
+    rundir = plan.open()
+    plan.build_engine().run(plan.job, rundir, Reporter(quiet=True))
+    return rundir
+
+
+def final_arrays(rundir: RunDirectory) -> Arrays:
+    """The merged arrays of the last checkpoint."""
+    point = rundir.latest()
+    assert point is not None
+    return point.arrays
+
+
+def assert_same(a: Arrays, b: Arrays) -> None:
+    """Bit for bit the same arrays."""
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert value.dtype == b[key].dtype, key
+        assert value.tobytes() == b[key].tobytes(), key

@@ -1,0 +1,108 @@
+"""Rules of the tree that no reviewer should have to check: who imports whom, sizes, forbidden calls."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(p for folder in ("fedssl", "strategies", "simulations") for p in (ROOT / folder).rglob("*.py"))
+NAMES = [str(p.relative_to(ROOT)) for p in FILES]
+
+# Each layer may import itself and the ones before it.
+LAYERS = (
+    {"errors", "parts", "seeds", "files", "tree", "build", "partition"},
+    {"norms", "model", "method", "losses", "heads", "schedules", "diagnostics", "probes", "modalities", "datasets"},
+    {"methods", "gradient", "client"},
+    {"job", "setup", "rundir", "progress"},
+    {"evaluation", "export", "baselines", "figures", "page", "report"},
+    {"config"},
+    {"flower"},
+)
+NUMPY_ONLY = LAYERS[0]
+
+
+def layer(module: str) -> int:
+    """The layer of a module of fedssl, given as `fedssl.x.y`."""
+    name = module.split(".")[1]
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, at run time) of every import of a file; those under TYPE_CHECKING are not at run time."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and isinstance(branch.test, ast.Name) and branch.test.id == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) not in typing_only) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            name = node.module or ""
+            found.append((name, id(node) not in typing_only))
+            if name == "fedssl":
+                found += [(f"fedssl.{alias.name}", id(node) not in typing_only) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_follow_the_layers(name: str) -> None:
+    path = ROOT / name
+    module = name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    for imported, runtime in imports(path):
+        root = imported.split(".")[0]
+        if module.startswith("fedssl"):
+            assert root not in ("strategies", "simulations"), f"the library imports {imported}"
+            if imported.count(".") and module.count(".") and root == "fedssl" and runtime:
+                assert layer(imported) <= layer(module), f"{module} imports {imported} of a higher layer"
+        if root == "flwr":
+            assert module.startswith("fedssl.flower") or module == "strategies.base", f"{module} imports flwr"
+        if root in ("hydra", "omegaconf"):
+            assert module == "fedssl.config" or module.startswith("simulations"), f"{module} imports {root}"
+        if root == "matplotlib":
+            assert module in ("fedssl.figures", "fedssl.report"), f"{module} imports matplotlib"
+        if root == "opacus":
+            assert module.startswith("fedssl.privacy"), f"{module} imports opacus"
+        if root == "torch" and module.startswith("fedssl.") and runtime and module != "fedssl.seeds":
+            assert module.split(".")[1] not in NUMPY_ONLY, f"{module} imports torch"
+        if root == "torch":
+            assert not module.startswith("strategies"), f"{module} imports torch"
+        assert root not in ("torchvision", "timm", "lightly"), f"{module} imports {root}, which needs a CUDA torch"
+        if root in ("pickle", "dill", "cloudpickle", "marshal"):
+            assert module == "fedssl.datasets.cifar", f"{module} imports {root}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_short(name: str) -> None:
+    assert len((ROOT / name).read_text().splitlines()) <= 350
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_forbidden_is_called(name: str) -> None:
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        assert not isinstance(node, ast.Assert), f"{name}:{node.lineno}: assert outside the tests"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("torch.manual_seed", "random.seed", "torch.seed"), f"{name}:{node.lineno}: {called}"
+            own = called in ("np.random.Generator", "np.random.PCG64") or (
+                called == "np.random.default_rng" and node.args
+            )
+            assert own or not called.startswith(("np.random.", "random.")), (
+                f"{name}:{node.lineno}: {called} draws from a global generator"
+            )
+            if name.startswith("fedssl"):
+                assert called != "print", f"{name}:{node.lineno}: print in the library"
+            if called in ("torch.load", "np.load"):
+                text = ast.unparse(node)
+                assert "weights_only=True" in text or "allow_pickle=False" in text, f"{name}:{node.lineno}: {text}"
+
+
+def test_folders_are_small() -> None:
+    for folder in {p.parent for p in FILES} - {ROOT / "fedssl"}:
+        assert len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) <= 12, folder
