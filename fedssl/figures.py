@@ -1,0 +1,348 @@
+"""Figures of a run: matplotlib without pyplot, told apart by shape as well as by colour, the same bytes twice."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import FixedLocator, MaxNLocator
+
+from fedssl.files import write_bytes
+from fedssl.rundir import RunDirectory
+
+P = ParamSpec("P")
+Row = Mapping[str, Any]
+
+# Okabe and Ito 2008, without yellow, which is faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+HATCHES = ("", "////", "xxx", "\\\\\\\\", "++", "--", "||")
+# (name in probes.json, what it is); the order is that of the labels spent.
+PROBES = (
+    ("one_label", "one label a class"),
+    ("five_labels", "five labels a class"),
+    ("one_percent", "1 % of labels"),
+    ("ten_percent", "10 % of labels"),
+    ("linear", "all labels, linear"),
+    ("knn", "all labels, kNN"),
+)
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "fedssl",  # or the ids in the file are random
+    "svg.fonttype": "path",
+}
+_BUBBLES = 20  # clients and classes up to which a bubble is legible; beyond, a map of colours
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Let a function draw in our style, and leave matplotlib's settings as they were."""
+
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def _new(height: float = 2.9, **panels: Any) -> tuple[Figure, Any]:
+    """A figure one column wide (4.4 inches) and its panels."""
+    figure = Figure(figsize=(4.4, height), layout="constrained", dpi=150)
+    return figure, figure.subplots(**panels)
+
+
+def _plain(name: object, limit: int = 40) -> str:
+    """A name as the font can show it: no formula, no glyph that is missing, not too long."""
+    glyphs = get_font(findfont("DejaVu Sans"))
+    shown = "".join(c if glyphs.get_char_index(ord(c)) else "□" for c in str(name))
+    shown = shown if len(shown) <= limit else shown[: limit - 1] + "…"
+    return shown.replace("$", r"\$").removeprefix("_")  # matplotlib: $ begins a formula, _ hides from the legend
+
+
+def points(rows: Sequence[Row], key: str) -> tuple[list[int], list[float]]:
+    """Rounds and values of a key, where it was measured."""
+    found = [(row["round"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+    return [r for r, _ in found], [v for _, v in found]
+
+
+def _line(axes: Axes, rows: Sequence[Row], key: str, index: int, label: str, scale: float = 1.0) -> None:
+    at, values = points(rows, key)
+    if not at:
+        return
+    axes.plot(
+        at,
+        [v * scale for v in values],
+        color=COLOURS[index % len(COLOURS)],
+        marker=MARKERS[index % len(MARKERS)],
+        linestyle=LINES[index % len(LINES)],
+        markevery=max(1, len(at) // 12),
+        markerfacecolor="white" if index % 2 else None,
+        label=label,
+    )
+
+
+def _by_round(axes: Axes, ylabel: str) -> None:
+    axes.set_xlabel("communication round")
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    low, high = axes.get_xlim()
+    if high - low < 1:  # a single round
+        axes.set_xlim(low - 0.5, high + 0.5)
+
+
+def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """The legend above all panels, where it covers no data."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(handles) > 1:
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.2, handlelength=2.4)
+
+
+@_styled
+def loss_curve(rows: Sequence[Row]) -> Figure:
+    """Training loss by round: the mean of the clients, weighted by their examples."""
+    figure, axes = _new()
+    _line(axes, rows, "loss", 0, "loss")
+    _by_round(axes, "training loss (mean of clients)")
+    return figure
+
+
+@_styled
+def probe_curve(rows: Sequence[Row], random_encoder: float | None = None) -> Figure:
+    """kNN accuracy by round: the merged encoder, the clients' before the merge, and the encoder before training."""
+    figure, axes = _new()
+    _line(axes, rows, "knn_accuracy", 0, "merged", 100)
+    _line(axes, rows, "client_knn_accuracy", 1, "clients before merging", 100)
+    if random_encoder is not None:
+        axes.axhline(100 * random_encoder, color="#555555", linestyle=":", label="random encoder")
+    _by_round(axes, "kNN accuracy (%)")
+    _legend(figure, axes)
+    return figure
+
+
+@_styled
+def collapse_curve(rows: Sequence[Row], dim: int | None = None) -> Figure:
+    """Effective rank and feature spread by round, merged and before the merge; dotted where collapse begins.
+
+    Args:
+        rows: of metrics.jsonl.
+        dim: D, the number of features; without it the standard deviation is not scaled and no limit is drawn.
+    """
+    figure, (upper, lower) = _new(4.3, nrows=2, sharex=True)
+    scale = math.sqrt(dim) if dim else 1.0
+    for axes, key, factor in ((upper, "rankme", 1.0), (lower, "feature_std", scale)):
+        _line(axes, rows, key, 0, "merged", factor)
+        _line(axes, rows, f"client_{key}", 1, "clients before merging", factor)
+        axes.set_ylim(0, 1.12 * max([*(line.get_ydata().max() for line in axes.get_lines()), 1e-6]))
+    if dim:
+        for axes, limit in ((upper, 0.05 * dim), (lower, 0.1)):
+            axes.axhline(limit, color="#555555", linestyle=":", label="collapse below")
+    upper.set_ylabel("effective rank (RankMe)" + (f"\nof {dim} dimensions" if dim else ""))
+    _by_round(lower, "feature std · √D\n(1 = even spread)" if dim else "feature std")
+    _legend(figure, upper)
+    return figure
+
+
+@_styled
+def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
+    """Eigenvalues of the feature covariance, divided by the largest: a cliff is dimensional collapse."""
+    figure, axes = _new()
+    for i, (name, eigenvalues) in enumerate(spectra.items()):
+        values = [v for v in eigenvalues if v is not None and v > 0]
+        if values:
+            rows = [{"round": at, "value": v / values[0]} for at, v in enumerate(values, 1)]
+            _line(axes, rows, "value", i, _plain(name))
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))
+    axes.set_xlabel("index of the eigenvalue")
+    axes.set_ylabel("eigenvalue / largest")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(figure, axes)
+    return figure
+
+
+@_styled
+def split_picture(split: Mapping[str, Any]) -> Figure:
+    """Who holds what: examples of each class on each client, below the bars of the sizes."""
+    sizes = np.asarray(split["sizes"])
+    if "counts" not in split:
+        figure, axes = _new(2.4)
+        _sizes(axes, sizes)
+        axes.set_xlabel("client")
+        return figure
+    counts = np.asarray(split["counts"]).T  # (classes, clients)
+    shape = {"sharex": True, "gridspec_kw": {"height_ratios": [1, 3]}}
+    figure, (upper, lower) = _new(min(4.4, 2.2 + 0.22 * len(counts)), nrows=2, **shape)
+    _sizes(upper, sizes)
+    if max(counts.shape) <= _BUBBLES:
+        classes, clients = np.nonzero(counts)
+        room = min(30.0 - counts.shape[1], 150.0 / counts.shape[0] + 4, 22.0)  # points across for the largest bubble
+        area = counts[classes, clients] / counts.max() * room**2
+        lower.scatter(clients, classes, s=area, color=COLOURS[0], alpha=0.75, linewidth=0)
+        lower.set_xlim(-0.7, len(sizes) - 0.3)
+        lower.set_ylim(len(counts) - 0.3, -0.7)
+    else:
+        shown = np.ma.masked_less(counts, 1)
+        norm = LogNorm(vmin=1, vmax=max(2, int(counts.max())))
+        image = lower.imshow(shown, norm=norm, cmap="viridis_r", aspect="auto", interpolation="nearest")
+        lower.grid(False)
+        figure.colorbar(image, ax=lower, label="examples", pad=0.02)
+    _class_ticks(lower, split["classes"])
+    lower.set_xlabel("client" if max(counts.shape) > _BUBBLES else f"client (largest disc: {counts.max()} examples)")
+    lower.set_ylabel("class")
+    return figure
+
+
+def _sizes(axes: Axes, sizes: np.ndarray) -> None:
+    axes.bar(np.arange(len(sizes)), sizes, color="#888888", width=0.8 if len(sizes) <= 40 else 1.0)
+    axes.set_ylabel("examples")
+    axes.grid(False, axis="x")
+    axes.xaxis.set_major_locator(
+        MaxNLocator(integer=True) if len(sizes) > _BUBBLES else FixedLocator(range(len(sizes)))
+    )
+
+
+def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
+    step = math.ceil(len(classes) / _BUBBLES)
+    at = list(range(0, len(classes), step))
+    axes.set_yticks(at, [_plain(classes[i], 14) for i in at], fontsize=7 if len(classes) > 12 else 8)
+
+
+@_styled
+def few_labels(probes: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Probe accuracy by the number of labels: one bar an encoder; the whiskers are one std over draws of the labels."""
+    shown = [(key, label) for key, label in PROBES if any(f"{key}_accuracy" in p for p in probes.values())]
+    figure, axes = _new(1.1 + 0.52 * len(shown))
+    height = 0.8 / len(probes)
+    for i, (name, values) in enumerate(probes.items()):
+        here = [(at, key) for at, (key, _) in enumerate(shown) if values.get(f"{key}_accuracy") is not None]
+        axes.barh(
+            [at - 0.4 + (i + 0.5) * height for at, _ in here],
+            [100 * values[f"{key}_accuracy"] for _, key in here],
+            xerr=[100 * (values.get(f"{key}_std") or 0.0) for _, key in here],
+            height=height,
+            color=(COLOURS[0], "#bbbbbb", COLOURS[4])[i] if i < 3 else COLOURS[i % len(COLOURS)],
+            hatch=HATCHES[i % len(HATCHES)],
+            edgecolor="white" if i == 0 else "#333333",
+            linewidth=0.6,
+            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
+            label=_plain(name),
+        )
+    axes.set_yticks(range(len(shown)), [label for _, label in shown])
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("test accuracy (%)")
+    _legend(figure, axes)
+    return figure
+
+
+@_styled
+def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str, scale: float = 1.0) -> Figure:
+    """One curve a configuration: the mean over its runs, and the band from the lowest run to the highest.
+
+    Args:
+        curves: name of a configuration -> the rows of each of its runs.
+        key: of the rows.
+        label: of the vertical axis, with its unit.
+        scale: 100 for percent.
+    """
+    figure, axes = _new(2.6 + 0.17 * len(curves))
+    for i, (name, runs) in enumerate(curves.items()):
+        by_round: dict[int, list[float]] = {}
+        for rows in runs:
+            for at, value in zip(*points(rows, key), strict=True):
+                by_round.setdefault(at, []).append(value)
+        everyone = max(map(len, by_round.values()), default=0)  # a round that a run has not reached is left out
+        known = {at: values for at, values in sorted(by_round.items()) if len(values) == everyone}
+        means = [{"round": at, key: float(np.mean(values))} for at, values in known.items()]
+        _line(axes, means, key, i, _plain(name, 60), scale)
+        if everyone > 1:
+            low, high = ([scale * f(values) for values in known.values()] for f in (min, max))
+            axes.fill_between(list(known), low, high, color=COLOURS[i % len(COLOURS)], alpha=0.18, linewidth=0)
+    _by_round(axes, label)
+    _legend(figure, axes, 1)
+    return figure
+
+
+def image(figure: Figure, kind: str) -> bytes:
+    """A figure as a file of that kind ("svg", "png", "pdf"), without date or version: equal figures, equal bytes."""
+    about = {"svg": {"Date": None, "Creator": "fedssl"}, "png": {"Software": "fedssl"}}
+    pdf = {"CreationDate": None, "Creator": "fedssl", "Producer": "fedssl"}
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=about.get(kind, pdf))
+    return buffer.getvalue()
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as `stem`.svg, for papers, and `stem`.png at 150 dots an inch."""
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
+    for path in paths:
+        write_bytes(path, image(figure, path.suffix[1:]))
+    return paths
+
+
+def read_if_there(run: RunDirectory, name: str) -> dict[str, Any]:
+    """A JSON file of a run, or nothing if the run has not come that far."""
+    return run.read(name) if (run.path / name).exists() else {}
+
+
+def feature_dim(config: Mapping[str, Any], spectra: Mapping[str, Sequence[Any]]) -> int | None:
+    """The number of features of a run's encoder, from its spectrum or its configuration; None if neither tells."""
+    if spectra:
+        return len(next(iter(spectra.values())))
+    encoder = config.get("encoder")
+    dim = encoder.get("dim") if isinstance(encoder, Mapping) else None
+    return dim if isinstance(dim, int) else None
+
+
+def write_figures(run: RunDirectory) -> list[Path]:
+    """Draw all that a run has data for into its folder `figures`.
+
+    Raises:
+        ResumeError: a file of the run is damaged, or this is no run.
+    """
+    return [path for name, figure in _drawings(run) for path in save(figure, run.path / "figures" / name)]
+
+
+def _drawings(run: RunDirectory) -> Iterator[tuple[str, Figure]]:
+    rows, summary, final = run.rows(), read_if_there(run, "summary.json"), read_if_there(run, "probes.json")
+    split = read_if_there(run, "split.json")
+    spectra = {name: values for name, values in final.get("spectra", {}).items() if any(values)}
+    probes = {name: values for name, values in final.get("probes", {}).items() if values}
+    if probes:
+        yield "few_labels", few_labels(probes)
+    if points(rows, "loss")[0]:
+        yield "loss", loss_curve(rows)
+    if points(rows, "knn_accuracy")[0]:
+        yield "probes", probe_curve(rows, summary.get("random_encoder_knn_accuracy"))
+    if points(rows, "rankme")[0]:
+        yield "collapse", collapse_curve(rows, feature_dim(run.config(), final.get("spectra", {})))
+    if spectra:
+        yield "spectrum", spectrum(spectra)
+    if split.get("sizes"):
+        yield "split", split_picture(split)

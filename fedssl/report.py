@@ -1,0 +1,293 @@
+"""Reports: one run, or several side by side, as a web page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fedssl import figures, page
+from fedssl.errors import ConfigError, ResumeError
+from fedssl.files import write_text
+from fedssl.page import NOTHING, Html, decimal, number, percent, tag, text
+from fedssl.record import Record, collapse_checks
+from fedssl.rundir import NOT_THE_JOB, RunDirectory
+from fedssl.tree import flatten
+
+CAPTIONS = {
+    "few_labels": "Accuracy by number of labels: the gap between the federated bar and the random encoder's is what "
+    "pretraining is worth.",
+    "loss": "Training loss by round: it should fall and level off; its height compares only within one method.",
+    "probes": "kNN accuracy by round: the solid line above the dashed one means that merging helps.",
+    "collapse": "Collapse by round: both curves should stay well above the dotted lines; a fall is features that shrink "
+    "to fewer directions.",
+    "spectrum": "Spectrum of the features: a slow decline uses many directions, a cliff is dimensional collapse.",
+    "split": "Who holds what: equal columns are an even split, few discs or cells a column a skewed one.",
+}
+COLUMNS = ("linear_accuracy", "knn_accuracy", "one_label_accuracy", "five_labels_accuracy")
+HEADINGS = ("run", "method", "strategy", "partition", "seed", "rounds", "linear %", "kNN %", "one label %",
+            "five labels %", "effective rank", "MB", "seconds", "epsilon")  # fmt: skip
+
+
+def finish_report(run: RunDirectory) -> Path:
+    """Draw a run's figures and write its `report.html`.
+
+    Raises:
+        ResumeError: the run has no finished round, is damaged, or is no run.
+    """
+    record = Record.read(run)
+    pictures = {path.stem: path for path in figures.write_figures(run) if path.suffix == ".svg"}
+    checks = collapse_checks(record)
+    alarms = [sentence for _, alarm, sentence in checks if alarm]
+    document = page.page(
+        f"{record.name} · fedssl",
+        tag(
+            "header",
+            tag("p", text(record.name)),
+            tag("h1", text(_headline(record))),
+            tag("p", text(_setting(record))),
+            *(tag("p", tag("b", text("Collapse alarm. ")), text(alarm), cls="alarm") for alarm in alarms[:1]),
+        ),
+        tag("div", *_tiles(record), cls="tiles"),
+        page.section("What the encoder is worth", *_probe_table(record)),
+        page.section("Collapse check", tag("ul", *map(_check_line, checks), cls="checks")),
+        page.section(
+            "Figures",
+            tag("div", *(page.picture(path.read_bytes(), CAPTIONS[k]) for k, path in pictures.items()), cls="figures"),
+        ),
+        page.section("Split", *_split(record)),
+        page.section(
+            "How it was made",
+            page.folded("Configuration", yaml.safe_dump(dict(record.config), sort_keys=False, allow_unicode=True)),
+            page.folded("Manifest", json.dumps(record.manifest, indent=2, ensure_ascii=False)),
+        ),
+    )
+    write_text(run.path / "report.html", document)
+    return run.path / "report.html"
+
+
+def _headline(record: Record) -> str:
+    """The result in one sentence."""
+    if not record.done:
+        return f"Not finished: {record.numbers['rounds']} of {record.of('federation', 'rounds')} rounds so far."
+    for key, amount in (("one_label", "one label a class"), ("linear", "all labels"), ("knn", "all labels and kNN")):
+        mine = number(record.numbers.get(f"{key}_accuracy"))
+        if mine is not None:
+            against = [
+                _against(mine, number(record.numbers.get(f"{prefix}_{key}_accuracy")), name)
+                for prefix, name in (("random_encoder", "a random encoder"), ("central", "central training"))
+            ]
+            told = ", ".join(sentence for sentence in against if sentence)
+            start = f"With {amount}, the federated encoder gets {percent(mine)} of the test examples right"
+            return f"{start}: {told}." if told else f"{start}."
+    rank = f"effective rank {decimal(record.rank, 1)}" + (f" of {record.dim}" if record.dim else "")
+    loss = decimal(record.numbers.get("loss"), 3)
+    return f"Pretrained for {record.numbers['rounds']} rounds, with no labels to measure it on: loss {loss}, {rank}."
+
+
+def _against(mine: float, other: float | None, name: str) -> str:
+    if other is None:
+        return ""
+    gap = 100 * (mine - other)
+    return f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} {name}"
+
+
+def _setting(record: Record) -> str:
+    clients = record.of("federation", "clients")
+    parts = [
+        record.kind("method"),
+        record.kind("strategy"),
+        record.kind("data"),
+        record.partition,
+        f"{clients} clients",
+    ]
+    made = [
+        f"seed {record.of('seed')}",
+        str(record.manifest.get("device", "")),
+        f"fedssl {record.manifest.get('fedssl')}",
+    ]
+    return " · ".join([*parts, *(part for part in made if part)])
+
+
+def _tiles(record: Record) -> list[Html]:
+    numbers = record.numbers
+    epsilon = number(numbers.get("epsilon"))
+    rank = decimal(record.rank, 1) + (f" of {record.dim}" if record.dim and record.rank is not None else "")
+    few = percent(numbers.get("one_label_accuracy"), numbers.get("one_label_std"))
+    return [
+        page.tile(few, "accuracy, one label a class"),
+        page.tile(percent(numbers.get("linear_accuracy")), "accuracy, linear probe"),
+        page.tile(percent(numbers.get("knn_accuracy")), "accuracy, kNN"),
+        page.tile(str(numbers["rounds"]), "rounds" if record.done else "rounds so far, not finished"),
+        page.tile(decimal(numbers.get("loss"), 3), "training loss, last round"),
+        page.tile(rank, "effective rank, dimensions"),
+        page.tile(page.megabytes(numbers.get("bytes_up")), "sent up by clients"),
+        page.tile(page.megabytes(numbers.get("bytes_down")), "sent down to clients"),
+        page.tile(page.duration(numbers.get("seconds")), "time of the rounds"),
+        page.tile("no privacy claimed" if epsilon is None else f"ε = {epsilon:.2f}", "differential privacy"),
+    ]
+
+
+def _probe_table(record: Record) -> list[Html]:
+    """Probes by encoder: mean and spread over the draws of labels."""
+    if not record.probes:
+        why = "The data has no labels, or evaluate.final is off" if record.done else "Probes come after the last round"
+        return [tag("p", text(f"{why}: there is nothing to compare."), cls="note")]
+    rows = [["probe", *record.probes]]
+    for key, label in figures.PROBES:
+        cells = [percent(p.get(f"{key}_accuracy"), p.get(f"{key}_std")) for p in record.probes.values()]
+        if any(cell != NOTHING for cell in cells):
+            rows.append([label, *cells])
+    note = "Test accuracy; ± is one standard deviation over draws of the labels."
+    if "central" not in record.probes:
+        note += " baselines=true adds the encoder of central training."
+    return [page.table(rows), tag("p", text(note), cls="note")]
+
+
+def _check_line(check: tuple[str, bool, str]) -> Html:
+    name, alarm, sentence = check
+    return tag("li", tag("b", text(name)), tag("span", text(sentence)), cls="alarm" if alarm else "")
+
+
+def _split(record: Record) -> list[Html]:
+    split = record.manifest.get("split", {})
+    if not split:
+        return []
+    emd = number(split.get("label_emd"))
+    rows = [
+        ["statistic", "value", "reading"],
+        ["label EMD", decimal(emd, 3), "0: same labels on every client; towards 1: each has its own"],
+        ["Gini of sizes", decimal(split.get("gini"), 3), "0: equal sizes; towards 1: one client has everything"],
+        ["smallest client", decimal(split.get("smallest"), 0), "examples"],
+        ["largest client", decimal(split.get("largest"), 0), "examples"],
+        ["fingerprint", str(split.get("fingerprint", NOTHING))[:16], "equal fingerprints are equal splits"],
+    ]
+    return [page.table([row for row in rows if row[0] != "label EMD" or emd is not None], words=[2])]
+
+
+def table(runs: Sequence[RunDirectory]) -> list[list[str]]:
+    """Runs side by side, as rows of text below their headings; the runs of a group of seeds are followed by their mean.
+
+    Raises:
+        ConfigError: there is no run.
+        ResumeError: a run has no finished round, is damaged, or is no run.
+    """
+    return _table(_groups(runs))
+
+
+def compare(runs: Sequence[RunDirectory], out: Path) -> Path:
+    """Write one page for several runs: their results, where their configurations differ, their curves.
+
+    Raises:
+        ConfigError: there is no run, or the page cannot be written.
+        ResumeError: a run has no finished round, is damaged, or is no run.
+    """
+    groups = _groups(runs)
+    labels, rows = _labels(groups), _table(groups)
+    means = [i for i, row in enumerate(rows) if row[0].startswith("mean of ")]
+    best = max(groups, key=lambda group: _mean(group, "linear_accuracy") or -1.0)
+    top = _mean(best, "linear_accuracy")
+    title = f"{sum(map(len, groups))} runs of {len(groups)} configuration{'s' if len(groups) > 1 else ''}"
+    told = (
+        f"{title}: best linear probe {percent(top)}, {labels[groups.index(best)]}." if top is not None else f"{title}."
+    )
+    curves = dict(zip(labels, ([record.rows for record in group] for group in groups), strict=True))
+    note = "Accuracies on the test set; ± is one standard deviation over runs that differ in nothing but their seed."
+    document = page.page(
+        f"{title} · fedssl",
+        tag("header", tag("p", text("fedssl")), tag("h1", text(told))),
+        page.section("Results", page.table(rows, words=[1, 2, 3], means=means), tag("p", text(note), cls="note")),
+        page.section("Where they differ", *_differences(groups, labels)),
+        page.section("By round", *_overlays(curves)),
+    )
+    write_text(out, document)
+    return out
+
+
+def _groups(runs: Sequence[RunDirectory]) -> list[list[Record]]:
+    """Runs by configuration: those that differ only in their seed are together."""
+    if not runs:
+        raise ConfigError("there is no run to compare: pass the path of at least one")
+    groups: dict[str, list[Record]] = {}
+    for run in {run.path.resolve(): run for run in runs}.values():
+        record = Record.read(run)
+        job = {key: value for key, value in record.config.items() if key not in (*NOT_THE_JOB, "seed")}
+        groups.setdefault(json.dumps(job, sort_keys=True, default=str), []).append(record)
+    return list(groups.values())
+
+
+def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """The shortest names that tell the groups apart: what differs of method, strategy and partition, or a run's name."""
+    kinds = [(g[0].kind("method"), g[0].kind("strategy"), g[0].partition) for g in groups]
+    vary = [i for i in range(3) if len({kind[i] for kind in kinds}) > 1]
+    for labels in ([" · ".join(kind[i] for i in vary) for kind in kinds], [g[0].name for g in groups]):
+        if all(labels) and len(set(labels)) == len(groups):
+            return labels
+    return [str(g[0].path) for g in groups]
+
+
+def _values(record: Record) -> list[float | None]:
+    """The numbers of a table's row, from the linear probe to the time."""
+    shares = [number(record.numbers.get(key)) for key in COLUMNS]
+    size = sum(number(record.numbers.get(key)) or 0.0 for key in ("bytes_up", "bytes_down"))
+    percents = [None if share is None else 100 * share for share in shares]
+    return [*percents, record.rank, size / 1e6, number(record.numbers.get("seconds"))]
+
+
+def _mean(group: Sequence[Record], key: str) -> float | None:
+    found = [value for value in (number(record.numbers.get(key)) for record in group) if value is not None]
+    return float(np.mean(found)) if found else None
+
+
+def _table(groups: Sequence[Sequence[Record]]) -> list[list[str]]:
+    rows = [list(HEADINGS)]
+    for group in groups:
+        for record in group:
+            done, asked = record.numbers["rounds"], record.of("federation", "rounds")
+            epsilon = number(record.numbers.get("epsilon"))
+            rows.append(
+                [
+                    *(record.name, record.kind("method"), record.kind("strategy"), record.partition),
+                    *(str(record.of("seed")), str(done) if record.done else f"{done} of {asked}"),
+                    *(decimal(value, 1) for value in _values(record)),
+                    "none claimed" if epsilon is None else f"{epsilon:.2f}",
+                ]
+            )
+        if len(group) > 1:
+            columns = zip(*(_values(record) for record in group), strict=True)
+            rows.append([f"mean of {len(group)} runs", *rows[-1][1:4], "", "", *map(_spread, columns), rows[-1][-1]])
+    return rows
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    if len(found) < 2:
+        return decimal(found[0], 1) if found else NOTHING
+    return f"{decimal(float(np.mean(found)), 1)} ± {np.std(found, ddof=1):.1f}"
+
+
+def _differences(groups: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[Html]:
+    """The keys of the configuration in which the groups differ."""
+    flat = [dict(flatten(group[0].config)) for group in groups]
+    keys = sorted({key for one in flat for key in one} - {"name", "out", "seed"})
+    rows = [[key, *(str(one.get(key, NOTHING)) for one in flat)] for key in keys]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    return [page.table([["key", *labels], *rows], words=range(1, len(groups) + 1))] if rows else []
+
+
+def _overlays(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> list[Html]:
+    caption = (
+        "%s of the merged encoder by round: a line is the mean of a configuration, its band the range of its runs."
+    )
+    shown = []
+    for key, name, label, scale in (
+        ("knn_accuracy", "kNN accuracy", "kNN accuracy (%)", 100.0),
+        ("rankme", "Effective rank", "effective rank (RankMe)", 1.0),
+    ):
+        if any(figures.points(rows, key)[0] for runs in curves.values() for rows in runs):
+            shown.append(page.picture(figures.image(figures.overlay(curves, key, label, scale), "svg"), caption % name))
+    return [tag("div", *shown, cls="figures")] if shown else []

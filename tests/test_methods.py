@@ -1,0 +1,250 @@
+"""The contract of every method: found by its yaml, so a new method is tested by existing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, assert_same
+
+from fedssl import config
+from fedssl.client import FitResult, Local, fit
+from fedssl.errors import ConfigError
+from fedssl.job import Job
+from fedssl.method import Batch, LossOutput, Step
+from fedssl.model import Model, load_arrays, pairs, tensors, to_arrays
+from fedssl.parts import Coupling, Share, part_of
+from fedssl.setup import build_model, shares_of
+
+METHODS = config.options_of("method")
+STEP = Step(round=1, rounds=10, step=0, steps=5)
+
+
+def job_of(method: str, *overrides: str) -> Job:
+    return config.compose([*TINY, f"method={method}", *overrides]).job
+
+
+def batch_of(job: Job, n: int, seed: int = 0) -> Batch:
+    images = torch.rand((n, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
+    views = job.data.augment.views(images, torch.Generator().manual_seed(seed + 1), job.method.views)
+    return Batch(views, torch.arange(n))
+
+
+def model_of(job: Job, n: int = 16) -> Model:
+    return build_model(job, 3, n).train()
+
+
+def fit_one(job: Job, model: Model, *, n: int = 16, round: int = 1, local: Local | None = None) -> FitResult:
+    from fedssl.flower.client_app import Shard
+
+    train = job.data.load().train
+    shard = Shard(train, torch.arange(n))
+    return fit(
+        job.method,
+        model,
+        shard,
+        job.data.augment,
+        local or job.local,
+        gradient=job.gradient,
+        round=round,
+        rounds=job.federation.rounds,
+        seed=job.seed,
+        client=0,
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_declared_parts_are_the_models_parts(name: str) -> None:
+    job = job_of(name)
+    model = model_of(job)
+    assert [part.name for part in job.method.parts] == list(model.keys())
+    for part in job.method.parts:
+        assert set(part.follows) <= set(model.keys())
+    shares = shares_of(job, model)
+    assert shares.keys() == dict(tensors(model)).keys()
+    assert all(shares[f"encoder.{k}"] is Share.merge for k, _ in tensors(model["encoder"]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_reach_exactly_the_trainable_parts(name: str) -> None:
+    job = job_of(name)
+    model = model_of(job)
+    job.method.loss(model, batch_of(job, 8), STEP).loss.backward()
+    trainable = {part.name for part in job.method.parts if part.trainable}
+    for key, parameter in model.named_parameters():
+        if part_of(key) in trainable:
+            assert parameter.grad is not None, key
+            assert torch.isfinite(parameter.grad).all(), key
+        else:
+            assert not parameter.requires_grad
+            assert parameter.grad is None, key
+    reached = {part_of(k) for k, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached == trainable
+
+
+@pytest.mark.parametrize("encoder_norm", ["group", "batch"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_changes_nothing(name: str, encoder_norm: str) -> None:
+    job = job_of(name, f"encoder.norm={encoder_norm}")
+    model, batch = model_of(job), batch_of(job, 8)
+    before = to_arrays(model)
+    first = job.method.loss(model, batch, STEP)
+    second = job.method.loss(model, batch, STEP)
+    assert_same(before, to_arrays(model))
+    assert torch.equal(first.loss, second.loss)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_output_keeps_its_contract(name: str) -> None:
+    job = job_of(name)
+    model = model_of(job)
+    out: LossOutput = job.method.loss(model, batch_of(job, 6), STEP)
+    assert out.loss.shape == ()
+    assert out.features.shape == (6, 8)
+    assert not out.features.requires_grad
+    assert not any(value.requires_grad for value in out.aux.values())
+    assert (out.per_example is not None) == (job.method.coupling is Coupling.none)
+    if out.per_example is not None:
+        assert out.per_example.shape == (6,)
+        torch.testing.assert_close(out.per_example.mean(), out.loss)
+
+
+def coupled(job: Job) -> bool:
+    """Whether changing one example moves the loss of another, seen through the gradient at the encoder's outputs."""
+    model = model_of(job)
+    batch = batch_of(job, 6)
+    views = [view.clone().requires_grad_() for view in batch.views]
+    out = job.method.loss(model, Batch(views, batch.index), STEP)
+    assert out.per_example is not None
+    out.per_example[0].backward()
+    return any(bool((view.grad[1:] != 0).any()) for view in views if view.grad is not None)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "layer", "none"])
+@pytest.mark.parametrize("name", METHODS)
+def test_declared_coupling_none_is_true(name: str, norm: str) -> None:
+    job = job_of(name, f"method.norm={norm}")
+    if job.method.coupling is not Coupling.none:
+        pytest.skip("this method couples examples and says so")
+    assert not coupled(job)
+
+
+def test_the_coupling_check_sees_a_hidden_batch_norm() -> None:
+    job = job_of("byol", "method.norm=group", "encoder.norm=batch")
+    assert coupled(job), "batch normalisation in the encoder couples examples"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_teachers_move_towards_not_onto_the_student(name: str) -> None:
+    job = job_of(name)
+    model = model_of(job)
+    teachers = [part for part in job.method.parts if part.follows]
+    if not teachers:
+        pytest.skip("no teacher")
+    for part in teachers:
+        assert all(torch.equal(a, b) for a, b in pairs(model, part)), "a teacher starts equal to its student"
+        assert all(a.data_ptr() != b.data_ptr() for a, b in pairs(model, part)), "but it is another object"
+    out = job.method.loss(model, batch_of(job, 8), STEP)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 1.0
+    job.method.after_step(model, out, STEP)
+    for part in teachers:
+        for teacher, student in pairs(model, part):
+            if teacher.is_floating_point() and isinstance(student, torch.nn.Parameter):
+                gap = (student - teacher).mean().item()
+                assert 0.5 < gap < 1.0, "a decay near 1 keeps most of the teacher"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_state_survives_arrays(name: str) -> None:
+    job = job_of(name)
+    model = model_of(job)
+    fit_one(job, model)
+    twin = model_of(job)
+    load_arrays(twin, to_arrays(model))
+    assert_same(to_arrays(model), to_arrays(twin))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_falls(name: str) -> None:
+    job = job_of(name, "local.epochs=25", "federation.rounds=1", "local.lr=0.01", "local.warmup=0")
+    model = model_of(job)
+    seen = job.data.load().train.batch(torch.arange(32))
+    batch = Batch(job.data.augment.views(seen, torch.Generator().manual_seed(5), job.method.views), torch.arange(32))
+    before = job.method.loss(model, batch, STEP).loss.item()
+    fit_one(job, model, n=32)
+    assert job.method.loss(model, batch, STEP).loss.item() < before - 0.02
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 9, 17])
+@pytest.mark.parametrize("name", METHODS)
+def test_small_clients_train_or_are_refused(name: str, n: int) -> None:
+    job = job_of(name, "local.batch_size=8")
+    model = model_of(job, n)
+    uses_batch_norm = getattr(job.method, "norm", "none") == "batch"
+    if n == 1 and uses_batch_norm:
+        with pytest.raises(ConfigError, match="norm=group"):
+            fit_one(job, model, n=n)
+        return
+    result = fit_one(job, model, n=n)
+    assert result.examples == n
+    assert result.steps == -(-n // 8)
+    assert np.isfinite(result.loss)
+    assert all(torch.isfinite(value).all() for _, value in tensors(model))
+
+
+def test_one_example_has_nothing_to_contrast() -> None:
+    job = job_of("simclr")
+    model = model_of(job, 1)
+    before = to_arrays(model)
+    assert fit_one(job, model, n=1, local=Local(weight_decay=0.0)).loss == 0.0
+    assert_same(before, to_arrays(model))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bf16_trains(name: str) -> None:
+    job = job_of(name, "local.precision=bf16")
+    model = model_of(job)
+    assert np.isfinite(fit_one(job, model).loss)
+    assert all(value.dtype != torch.bfloat16 for _, value in tensors(model)), "the weights stay float32"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_local_training_is_a_function_of_its_seeds(name: str) -> None:
+    job = job_of(name)
+    a, b, c = model_of(job), model_of(job), model_of(job)
+    torch.rand(17)  # the global generator must not matter
+    assert fit_one(job, a) == fit_one(job, b)
+    assert_same(to_arrays(a), to_arrays(b))
+    fit_one(job, c, round=2)
+    assert any((x != y).any() for x, y in zip(to_arrays(a).values(), to_arrays(c).values(), strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_constructor_refuses_widths_that_make_no_head(name: str) -> None:
+    with pytest.raises(ConfigError):
+        model_of(job_of(name, "method.hidden=0"))
+
+
+def test_golden_losses() -> None:
+    """One short run of each method, against values noted when it was first right: a guard against silent changes.
+
+    Rounding differs between processors, so the comparison is to 1 in 1000.
+    """
+    from pathlib import Path
+
+    path = Path(__file__).parent / "golden_losses.json"
+    golden: dict[str, Any] = json.loads(path.read_text())
+    measured = {}
+    for name in METHODS:
+        job = job_of(name, "local.epochs=4")
+        model = model_of(job, 24)
+        measured[name] = round(fit_one(job, model, n=24).loss, 5)
+    assert measured.keys() == golden.keys(), f"add the new method's value to {path.name}: {measured}"
+    for name, value in measured.items():
+        assert value == pytest.approx(golden[name], rel=1e-3), name
