@@ -105,7 +105,7 @@ def compose(overrides: Sequence[str]) -> Plan:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             config = hydra_compose("config", relax(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error) from error
+        raise explain(error, overrides) from error
     return plan_from(config)
 
 
@@ -114,12 +114,12 @@ def relax(overrides: Sequence[str]) -> list[str]:
     return [f"++{text}" if text.startswith("strategy.share") else text for text in overrides]
 
 
-def explain(error: Exception) -> ConfigError:
-    """One sentence for an error of Hydra, with the nearest option that exists."""
+def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """One sentence for an error of Hydra on these overrides, with the nearest option that exists."""
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
-        near = difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(key, _known_keys(overrides), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "`fedssl pretrain --cfg job` shows all options"
         return ConfigError(f"{key} is not an option here: {hint}")
     if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
@@ -141,10 +141,12 @@ def groups() -> list[str]:
     return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
 
 
-def _known_keys() -> list[str]:
+def _known_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys of the configuration with the groups that these overrides choose."""
+    chosen = [text for text in overrides if text.partition("=")[0] in groups()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        tree = OmegaConf.to_container(hydra_compose("config"), resolve=False)
+        tree = OmegaConf.to_container(hydra_compose("config", chosen), resolve=False)
     leaves = [key for key, _ in flatten(cast(dict[str, object], tree))]
     return [*leaves, *{key.rpartition(".")[0] for key in leaves if "." in key}]
 

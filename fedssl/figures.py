@@ -18,6 +18,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from fedssl.files import write_bytes
+from fedssl.record import Record
 from fedssl.rundir import RunDirectory
 
 P = ParamSpec("P")
@@ -159,7 +160,7 @@ def collapse_curve(rows: Sequence[Row], dim: int | None = None) -> Figure:
         axes.set_ylim(0, 1.12 * max([*(line.get_ydata().max() for line in axes.get_lines()), 1e-6]))
     if dim:
         for axes, limit in ((upper, 0.05 * dim), (lower, 0.1)):
-            axes.axhline(limit, color="#555555", linestyle=":", label="collapse below")
+            axes.axhline(limit, color="#555555", linestyle=":", label="alarm below")
     upper.set_ylabel("effective rank (RankMe)" + (f"\nof {dim} dimensions" if dim else ""))
     _by_round(lower, "feature std · √D\n(1 = even spread)" if dim else "feature std")
     _legend(figure, upper)
@@ -306,43 +307,26 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def read_if_there(run: RunDirectory, name: str) -> dict[str, Any]:
-    """A JSON file of a run, or nothing if the run has not come that far."""
-    return run.read(name) if (run.path / name).exists() else {}
-
-
-def feature_dim(config: Mapping[str, Any], spectra: Mapping[str, Sequence[Any]]) -> int | None:
-    """The number of features of a run's encoder, from its spectrum or its configuration; None if neither tells."""
-    if spectra:
-        return len(next(iter(spectra.values())))
-    encoder = config.get("encoder")
-    dim = encoder.get("dim") if isinstance(encoder, Mapping) else None
-    return dim if isinstance(dim, int) else None
-
-
 def write_figures(run: RunDirectory) -> list[Path]:
     """Draw all that a run has data for into its folder `figures`.
 
     Raises:
         ResumeError: a file of the run is damaged, or this is no run.
     """
-    return [path for name, figure in _drawings(run) for path in save(figure, run.path / "figures" / name)]
+    return [path for name, figure in _drawings(Record.read(run)) for path in save(figure, run.path / "figures" / name)]
 
 
-def _drawings(run: RunDirectory) -> Iterator[tuple[str, Figure]]:
-    rows, summary, final = run.rows(), read_if_there(run, "summary.json"), read_if_there(run, "probes.json")
-    split = read_if_there(run, "split.json")
-    spectra = {name: values for name, values in final.get("spectra", {}).items() if any(values)}
-    probes = {name: values for name, values in final.get("probes", {}).items() if values}
-    if probes:
-        yield "few_labels", few_labels(probes)
+def _drawings(record: Record) -> Iterator[tuple[str, Figure]]:
+    rows, spectra = record.rows, {name: values for name, values in record.spectra.items() if any(values)}
+    if record.probes:
+        yield "few_labels", few_labels(record.probes)
+    if points(rows, "knn_accuracy")[0]:
+        yield "probes", probe_curve(rows, record.numbers.get("random_encoder_knn_accuracy"))
     if points(rows, "loss")[0]:
         yield "loss", loss_curve(rows)
-    if points(rows, "knn_accuracy")[0]:
-        yield "probes", probe_curve(rows, summary.get("random_encoder_knn_accuracy"))
     if points(rows, "rankme")[0]:
-        yield "collapse", collapse_curve(rows, feature_dim(run.config(), final.get("spectra", {})))
+        yield "collapse", collapse_curve(rows, record.dim)
     if spectra:
         yield "spectrum", spectrum(spectra)
-    if split.get("sizes"):
-        yield "split", split_picture(split)
+    if record.split.get("sizes"):
+        yield "split", split_picture(record.split)

@@ -22,49 +22,57 @@ CSS = """
 body { margin: 0 auto; padding: 2.2rem clamp(1rem, 4vw, 2.5rem) 4rem; max-width: 72rem; background: var(--ground);
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 header p { margin: 0; color: var(--soft); overflow-wrap: anywhere; }
-h1 { margin: .35rem 0 .7rem; font-size: clamp(1.35rem, 2.6vw, 1.9rem); line-height: 1.25; font-weight: 650;
-  max-width: 46rem; text-wrap: pretty; overflow-wrap: anywhere; }
+h1 { margin: .35rem 0 .7rem; font-size: clamp(1.3rem, 2.4vw, 1.75rem); line-height: 1.28; font-weight: 650;
+  max-width: 54rem; text-wrap: pretty; overflow-wrap: anywhere; }
 h2 { margin: 2.6rem 0 .8rem; font-size: 1.15rem; font-weight: 650; }
 p.note { color: var(--soft); font-size: .9rem; max-width: 46rem; margin: .6rem 0 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 46%), 1fr)); gap: 1px; margin-top: 1.8rem;
-  background: var(--line); border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
+.tiles { display: grid; grid-template-columns: repeat(5, 1fr); gap: 1px; margin-top: 1.8rem;
+  background: var(--card); border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
 .tile { background: var(--card); padding: .7rem .9rem; outline: 1px solid var(--line); }
-.tile b { display: block; font-size: 1.3rem; font-weight: 600; line-height: 1.3; font-variant-numeric: tabular-nums; }
-.tile.words b { font-size: 1rem; line-height: 1.7rem; }
+.tile b { display: block; font-size: 1.3rem; font-weight: 600; line-height: 1.3; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+.tile.words b { font-size: 1rem; line-height: 1.7rem; white-space: normal; }
 .tile span { color: var(--soft); font-size: .82rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .9rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
-th:first-child, td.word { text-align: left; }
+th:first-child, th.word, td.word { text-align: left; }
+table.dense { font-size: .84rem; }
+table.dense th, table.dense td { padding: .4rem .55rem; }
 thead th { border-top: 0; color: var(--soft); font-weight: 500; vertical-align: bottom; }
 tbody th { font-weight: 500; }
-td.word { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
-tr.mean > * { background: color-mix(in srgb, var(--accent) 9%, transparent); }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1.2rem;
-  align-items: start; }
-figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; background: var(--card); }
+td.word { white-space: normal; overflow-wrap: break-word; max-width: 20rem; }
+table.dense thead th { white-space: normal; }
+tbody tr.mean > * { background: color-mix(in srgb, var(--accent) 9%, var(--card)) !important; }
+.figures { columns: 2 24rem; column-gap: 1.2rem; }
+figure { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: 8px; overflow: hidden;
+  background: var(--card); break-inside: avoid; }
 figure img { display: block; width: 100%; height: auto; background: #ffffff; padding: .9rem .9rem .6rem; }
 figcaption { padding: .6rem .9rem .8rem; font-size: .88rem; color: var(--soft); border-top: 1px solid var(--line); }
 ul.checks { list-style: none; margin: 0; padding: 0; border: 1px solid var(--line); border-radius: 8px;
   background: var(--card); overflow: hidden; }
-ul.checks li { display: grid; grid-template-columns: 7.5rem 1fr; gap: .9rem; padding: .6rem .9rem; }
+ul.checks li { display: grid; grid-template-columns: 10rem 1fr; gap: .9rem; padding: .6rem .9rem; }
 ul.checks li + li { border-top: 1px solid var(--line); }
 ul.checks b { font-weight: 600; }
 .alarm { background: var(--alarm-ground); }
 .alarm b { color: var(--alarm); }
-p.alarm { margin: 1rem 0 0; padding: .7rem .9rem; border-left: 4px solid var(--alarm); max-width: 46rem; }
+header p.alarm { color: var(--ink); font-size: .95rem; margin: 1rem 0 0; padding: .7rem .9rem; max-width: 54rem;
+  border-left: 4px solid var(--alarm); }
 details { margin-top: 1rem; border: 1px solid var(--line); border-radius: 8px; background: var(--card); }
 summary { cursor: pointer; padding: .6rem .9rem; font-weight: 500; }
 pre { margin: 0; padding: .8rem .9rem; overflow-x: auto; border-top: 1px solid var(--line);
   font: .8rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
+@media (min-width: 56rem) { table.dense tbody th { position: sticky; left: 0; background: var(--card); } }
+@media (max-width: 56rem) { .tiles { grid-template-columns: 1fr 1fr; } }
 @media (max-width: 34rem) { ul.checks li { grid-template-columns: 1fr; gap: .1rem; }
-  body { padding-top: 1.2rem; } th, td { padding: .4rem .6rem; } }
-@media print { body { max-width: none; } details { display: none; } figure { break-inside: avoid; } }
+  body { padding-top: 1.2rem; } table { font-size: .78rem; } th, td { padding: .4rem .35rem; }
+  thead th { white-space: normal; } }
+@media print { body { max-width: none; } details { display: none; } }
 """
 
 
-def tag(name: str, *children: str | Html, cls: str = "") -> Html:
-    """An element; children that are plain text must have been made with `text`, `join` or another helper."""
+def tag(name: str, *children: Html, cls: str = "") -> Html:
+    """An element around finished markup."""
     return Html(f"<{name}{f' class={chr(34)}{escape(cls)}{chr(34)}' if cls else ''}>{''.join(children)}</{name}>")
 
 
@@ -87,24 +95,24 @@ def table(rows: Sequence[Sequence[str]], words: Sequence[int] = (), means: Seque
         words: columns that hold words, not numbers.
         means: rows, counted with the headings, that sum up others.
     """
-    kind = {True: ' class="word"', False: ""}
-    head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in rows[0])
+    kind = [' class="word"' if at in words else "" for at in range(len(rows[0]))]
+    head = "".join(f'<th scope="col"{cls}>{text(cell)}</th>' for cell, cls in zip(rows[0], kind, strict=True))
     body = "".join(
         f"<tr{' class=mean' if i in means else ''}>"
         + f'<th scope="row">{text(row[0])}</th>'
-        + "".join(f"<td{kind[at in words]}>{text(cell)}</td>" for at, cell in enumerate(row[1:], 1))
+        + "".join(f"<td{cls}>{text(cell)}</td>" for cell, cls in zip(row[1:], kind[1:], strict=True))
         + "</tr>"
         for i, row in enumerate(rows[1:], 1)
     )
-    return Html(
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    dense = " class=dense" if len(rows[0]) > 8 else ""
+    inner = f"<table{dense}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return Html(f'<div class="scroll" tabindex="0">{inner}</div>')
 
 
 def picture(svg: bytes, caption: str) -> Html:
     """A figure within the page, on white in dark mode too. Its caption is its text for screen readers."""
     data = base64.b64encode(svg).decode()
-    img = f'<img alt="{text(caption)}" src="data:image/svg+xml;base64,{data}">'
+    img = Html(f'<img alt="{text(caption)}" src="data:image/svg+xml;base64,{data}">')
     return tag("figure", img, tag("figcaption", text(caption)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,25 @@ from typing import Any
 from fedssl.page import MINUS, NOTHING, decimal, number
 from fedssl.rundir import RunDirectory
 
-COLLAPSE_REMEDY = (
-    "Likely cause: nothing in the loss keeps features apart, or a teacher or predictor that follows too fast. "
-    "Use a contrastive or decorrelating method, raise the teacher's decay, or lower local.lr; after a handful of rounds, "
-    "train longer first."
-)
-RANK_REMEDY = (
-    "Likely cause: augmentation or a temperature that lets a few directions suffice, or clients that drift apart. "
-    "Use larger batches, fewer local epochs, or a method that decorrelates (VICReg, Barlow Twins)."
-)
+REMEDIES = {
+    "complete collapse": "Nearly all examples get the same features. Likely cause: nothing in the loss keeps features "
+    "apart, or the teacher follows too fast, or training has hardly begun. Use a contrastive or decorrelating method, "
+    "raise the teacher's decay, lower local.lr, or train for more rounds.",
+    "dimensional collapse": "A few directions hold all that the features say. Likely cause: a temperature or an "
+    "augmentation for which that suffices, or clients that drift apart. Use larger batches, fewer local epochs, or a "
+    "method that decorrelates (VICReg, Barlow Twins).",
+    "divergence": "The features are not finite numbers. Likely cause: steps that are too large. Lower local.lr, or set "
+    "local.clip_norm.",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A diagnostic in words."""
+
+    name: str
+    sentence: str
+    alarm: str = ""  # a key of REMEDIES, or nothing
 
 
 @dataclass(frozen=True)
@@ -32,27 +42,26 @@ class Record:
     rows: Sequence[Mapping[str, Any]]
     numbers: Mapping[str, Any]  # the summary; of an unfinished run, what its rows tell of it
     manifest: Mapping[str, Any]
-    probes: Mapping[str, Mapping[str, float]]
-    dim: int | None
+    split: Mapping[str, Any]
+    probes: Mapping[str, Mapping[str, float]]  # of the encoders that were probed
+    spectra: Mapping[str, Sequence[float | None]]
+    dim: int | None  # features of the encoder
 
     @classmethod
     def read(cls, run: RunDirectory) -> Record:
         """Read a run.
 
         Raises:
-            ResumeError: it has no finished round, is damaged, or is no run.
+            ResumeError: a file of it is damaged, or it is no run.
         """
         config, rows = run.config(), run.rows()
-        if not rows:
-            raise ResumeError(
-                f"{run.path} has no finished round, so there is nothing to report: `fedssl resume {run.path}` first"
-            )
-        final = figures.read_if_there(run, "probes.json")
-        numbers = run.read("summary.json") if run.done else _so_far(rows)
+        final, split, manifest = (_read(run, f"{name}.json") for name in ("probes", "split", "manifest"))
+        numbers = run.read("summary.json") if run.done else so_far(rows)
         probes = {name: values for name, values in final.get("probes", {}).items() if values}
-        dim = figures.feature_dim(config, final.get("spectra", {}))
-        manifest = figures.read_if_there(run, "manifest.json")
-        return cls(run.path.resolve(), run.done, config, rows, numbers, manifest, probes, dim)
+        spectra = final.get("spectra", {})
+        return cls(
+            run.path.resolve(), run.done, config, rows, numbers, manifest, split, probes, spectra, _dim(config, spectra)
+        )
 
     @property
     def name(self) -> str:
@@ -83,45 +92,60 @@ class Record:
         return number(self.numbers.get("effective_rank", self.numbers.get("rankme")))
 
 
-def _so_far(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The numbers of a run that has not ended: the latest of each, and the sums of time and bytes."""
+def _read(run: RunDirectory, name: str) -> dict[str, Any]:
+    """A JSON file of a run, or nothing if the run has not come that far."""
+    return run.read(name) if (run.path / name).exists() else {}
+
+
+def _dim(config: Mapping[str, Any], spectra: Mapping[str, Sequence[Any]]) -> int | None:
+    """The number of features, from a spectrum or from the configuration; None if neither tells."""
+    if spectra:
+        return len(next(iter(spectra.values())))
+    encoder = config.get("encoder")
+    dim = encoder.get("dim") if isinstance(encoder, Mapping) else None
+    return dim if isinstance(dim, int) else None
+
+
+def so_far(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers of the rounds so far: the latest of each, and the sums of time and bytes."""
     latest: dict[str, Any] = {}
     for row in rows:
-        latest |= {key: value for key, value in row.items() if value is not None}
+        latest |= row
     sums = {key: sum(row.get(key) or 0 for row in rows) for key in ("seconds", "bytes_up", "bytes_down")}
-    return latest | sums | {"rounds": latest.get("round", len(rows))}
+    return latest | sums | {"rounds": latest.get("round", 0)}
 
 
-def collapse_checks(record: Record) -> list[tuple[str, bool, str]]:
-    """Read the diagnostics: (name, whether it is an alarm, one sentence)."""
-    numbers, dim, out = record.numbers, record.dim, []
+def collapse_checks(record: Record) -> list[Check]:
+    """Say of each diagnostic that was measured whether it is healthy, and of clients how they differ."""
+    return [*_features(record.numbers, record.dim), *_clients(so_far(record.rows))]
+
+
+def _features(numbers: Mapping[str, Any], dim: int | None) -> Iterator[Check]:
     std, spread, rank = (number(numbers.get(key)) for key in ("feature_std", "uniformity", "rankme"))
+    for key, name in (("feature_std", "Feature spread"), ("uniformity", "Uniformity"), ("rankme", "Effective rank")):
+        if key in numbers and number(numbers[key]) is None:
+            yield Check(name, "Alarm: not a finite number.", "divergence")
     if std is not None and dim:
         gauge = std * math.sqrt(dim)
-        said = f"{gauge:.2f} on a scale where 1 is an even spread in all {dim} dimensions"
-        out.append(_check("Feature spread", gauge < 0.1, f"{said} (alarm below 0.1)", "complete", COLLAPSE_REMEDY))
+        said = f"{gauge:.2f}, where 1 is an even spread over all {dim} dimensions (alarm below 0.1)."
+        yield _judged("Feature spread", said, gauge < 0.1, "complete collapse")
     if spread is not None:
-        said = f"{decimal(spread, 2)}, where 0 is a single point and {page.MINUS}4 an even cover of the sphere"
-        limit = f"{said} (alarm above {page.MINUS}0.5)"
-        out.append(_check("Uniformity", spread > -0.5, limit, "complete", COLLAPSE_REMEDY))
+        scale = f"where 0 is a single point and {MINUS}4 an even cover of the sphere (alarm above {MINUS}0.5)"
+        yield _judged("Uniformity", f"{decimal(spread, 2)}, {scale}.", spread > -0.5, "complete collapse")
     if rank is not None and dim:
-        said = f"features use about {rank:.1f} of {dim} dimensions, {100 * rank / dim:.0f} % (alarm below 5 %)"
-        out.append(_check("Effective rank", rank / dim < 0.05, said, "dimensional", RANK_REMEDY))
-    latest = _so_far(record.rows)
+        said = f"about {rank:.1f} of {dim} dimensions in use, {100 * rank / dim:.0f} % (alarm below 5 %)."
+        yield _judged("Effective rank", said, rank / dim < 0.05, "dimensional collapse")
+
+
+def _judged(name: str, said: str, bad: bool, collapse: str) -> Check:
+    return Check(name, f"Alarm, {collapse}: {said}", collapse) if bad else Check(name, f"Healthy: {said}")
+
+
+def _clients(latest: Mapping[str, Any]) -> Iterator[Check]:
     cka, gap = number(latest.get("client_cka")), number(latest.get("merge_gap_knn"))
     if cka is not None:
-        out.append(
-            ("Client agreement", False, f"Linear CKA {cka:.2f} between client encoders before merging; 1 is equal.")
-        )
+        yield Check("Client agreement", f"Linear CKA {cka:.2f} between clients before merging: 1 is equal features.")
     if gap is not None:
-        better = f"{abs(100 * gap):.1f} points {'above' if gap >= 0 else 'below'}"
-        out.append(
-            ("Merge gap", False, f"kNN of the merged encoder is {better} the mean of its clients before merging.")
-        )
-    return out or [
-        ("Not measured", False, "No collapse diagnostics yet: evaluate.every sets how often they are taken.")
-    ]
-
-
-def _check(name: str, alarm: bool, said: str, kind: str, remedy: str) -> tuple[str, bool, str]:
-    return name, alarm, f"Alarm, {kind} collapse: {said}. {remedy}" if alarm else f"Healthy: {said}."
+        points = f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'}"
+        level = "level with" if abs(gap) < 0.0005 else points
+        yield Check("Merge gap", f"kNN accuracy after merging is {level} the clients' mean before.")

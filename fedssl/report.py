@@ -14,7 +14,7 @@ from fedssl import figures, page
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.files import write_text
 from fedssl.page import NOTHING, Html, decimal, number, percent, tag, text
-from fedssl.record import Record, collapse_checks
+from fedssl.record import REMEDIES, Check, Record, collapse_checks
 from fedssl.rundir import NOT_THE_JOB, RunDirectory
 from fedssl.tree import flatten
 
@@ -23,8 +23,8 @@ CAPTIONS = {
     "pretraining is worth.",
     "loss": "Training loss by round: it should fall and level off; its height compares only within one method.",
     "probes": "kNN accuracy by round: the solid line above the dashed one means that merging helps.",
-    "collapse": "Collapse by round: both curves should stay well above the dotted lines; a fall is features that shrink "
-    "to fewer directions.",
+    "collapse": "Collapse by round: both curves should stay well above the dotted lines; a fall means that features "
+    "shrink to fewer directions.",
     "spectrum": "Spectrum of the features: a slow decline uses many directions, a cliff is dimensional collapse.",
     "split": "Who holds what: equal columns are an even split, few discs or cells a column a skewed one.",
 }
@@ -33,16 +33,25 @@ HEADINGS = ("run", "method", "strategy", "partition", "seed", "rounds", "linear 
             "five labels %", "effective rank", "MB", "seconds", "epsilon")  # fmt: skip
 
 
+def _begun(run: RunDirectory) -> Record:
+    record = Record.read(run)
+    if not record.rows:
+        raise ResumeError(
+            f"{run.path} has no finished round, so there is nothing to report: `fedssl resume {run.path}` first"
+        )
+    return record
+
+
 def finish_report(run: RunDirectory) -> Path:
     """Draw a run's figures and write its `report.html`.
 
     Raises:
         ResumeError: the run has no finished round, is damaged, or is no run.
     """
-    record = Record.read(run)
-    pictures = {path.stem: path for path in figures.write_figures(run) if path.suffix == ".svg"}
+    record = _begun(run)
+    pictures = [(p.read_bytes(), CAPTIONS[p.stem]) for p in figures.write_figures(run) if p.suffix == ".svg"]
     checks = collapse_checks(record)
-    alarms = [sentence for _, alarm, sentence in checks if alarm]
+    alarms = sorted({check.alarm for check in checks if check.alarm})
     document = page.page(
         f"{record.name} · fedssl",
         tag(
@@ -50,15 +59,12 @@ def finish_report(run: RunDirectory) -> Path:
             tag("p", text(record.name)),
             tag("h1", text(_headline(record))),
             tag("p", text(_setting(record))),
-            *(tag("p", tag("b", text("Collapse alarm. ")), text(alarm), cls="alarm") for alarm in alarms[:1]),
+            *(tag("p", tag("b", text(f"Alarm: {a}. ")), text(REMEDIES[a]), cls="alarm") for a in alarms),
         ),
         tag("div", *_tiles(record), cls="tiles"),
         page.section("What the encoder is worth", *_probe_table(record)),
-        page.section("Collapse check", tag("ul", *map(_check_line, checks), cls="checks")),
-        page.section(
-            "Figures",
-            tag("div", *(page.picture(path.read_bytes(), CAPTIONS[k]) for k, path in pictures.items()), cls="figures"),
-        ),
+        page.section("Collapse check", *_checks(checks)),
+        page.section("Figures", *_figures(pictures)),
         page.section("Split", *_split(record)),
         page.section(
             "How it was made",
@@ -93,7 +99,9 @@ def _against(mine: float, other: float | None, name: str) -> str:
     if other is None:
         return ""
     gap = 100 * (mine - other)
-    return f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} {name}"
+    if abs(gap) < 0.05:
+        return f"level with {name}"
+    return f"{abs(gap):.1f} points {'above' if gap > 0 else 'below'} {name}"
 
 
 def _setting(record: Record) -> str:
@@ -118,18 +126,19 @@ def _tiles(record: Record) -> list[Html]:
     epsilon = number(numbers.get("epsilon"))
     rank = decimal(record.rank, 1) + (f" of {record.dim}" if record.dim and record.rank is not None else "")
     few = percent(numbers.get("one_label_accuracy"), numbers.get("one_label_std"))
-    return [
-        page.tile(few, "accuracy, one label a class"),
-        page.tile(percent(numbers.get("linear_accuracy")), "accuracy, linear probe"),
-        page.tile(percent(numbers.get("knn_accuracy")), "accuracy, kNN"),
-        page.tile(str(numbers["rounds"]), "rounds" if record.done else "rounds so far, not finished"),
-        page.tile(decimal(numbers.get("loss"), 3), "training loss, last round"),
-        page.tile(rank, "effective rank, dimensions"),
-        page.tile(page.megabytes(numbers.get("bytes_up")), "sent up by clients"),
-        page.tile(page.megabytes(numbers.get("bytes_down")), "sent down to clients"),
-        page.tile(page.duration(numbers.get("seconds")), "time of the rounds"),
-        page.tile("no privacy claimed" if epsilon is None else f"ε = {epsilon:.2f}", "differential privacy"),
+    shown = [
+        (few, "accuracy, one label a class"),
+        (percent(numbers.get("linear_accuracy")), "accuracy, linear probe"),
+        (percent(numbers.get("knn_accuracy")), "accuracy, kNN"),
+        (str(numbers["rounds"]), "rounds" if record.done else "rounds so far, not finished"),
+        (decimal(numbers.get("loss"), 3), "training loss, last round"),
+        (rank, "effective rank, dimensions"),
+        (page.megabytes(numbers.get("bytes_up")), "sent up by clients"),
+        (page.megabytes(numbers.get("bytes_down")), "sent down to clients"),
+        (page.duration(numbers.get("seconds")), "time of the rounds"),
+        ("no privacy claimed" if epsilon is None else f"ε = {epsilon:.2f}", "differential privacy"),
     ]
+    return [page.tile(value, label) for value, label in shown if value != NOTHING]
 
 
 def _probe_table(record: Record) -> list[Html]:
@@ -137,20 +146,29 @@ def _probe_table(record: Record) -> list[Html]:
     if not record.probes:
         why = "The data has no labels, or evaluate.final is off" if record.done else "Probes come after the last round"
         return [tag("p", text(f"{why}: there is nothing to compare."), cls="note")]
-    rows = [["probe", *record.probes]]
+    rows = [["test accuracy, %", *record.probes]]
     for key, label in figures.PROBES:
         cells = [percent(p.get(f"{key}_accuracy"), p.get(f"{key}_std")) for p in record.probes.values()]
         if any(cell != NOTHING for cell in cells):
-            rows.append([label, *cells])
-    note = "Test accuracy; ± is one standard deviation over draws of the labels."
+            rows.append([label, *(cell.removesuffix(" %") for cell in cells)])
+    note = "± is one standard deviation over draws of the labels."
     if "central" not in record.probes:
         note += " baselines=true adds the encoder of central training."
     return [page.table(rows), tag("p", text(note), cls="note")]
 
 
-def _check_line(check: tuple[str, bool, str]) -> Html:
-    name, alarm, sentence = check
-    return tag("li", tag("b", text(name)), tag("span", text(sentence)), cls="alarm" if alarm else "")
+def _checks(checks: Sequence[Check]) -> list[Html]:
+    if not checks:
+        return [tag("p", text("Nothing measured yet: evaluate.every sets how often it is."), cls="note")]
+    lines = (
+        tag("li", tag("b", text(check.name)), tag("span", text(check.sentence)), cls="alarm" if check.alarm else "")
+        for check in checks
+    )
+    return [tag("ul", *lines, cls="checks")]
+
+
+def _figures(pictures: Sequence[tuple[bytes, str]]) -> list[Html]:
+    return [tag("div", *(page.picture(*picture) for picture in pictures), cls="figures")] if pictures else []
 
 
 def _split(record: Record) -> list[Html]:
@@ -191,12 +209,12 @@ def compare(runs: Sequence[RunDirectory], out: Path) -> Path:
     means = [i for i, row in enumerate(rows) if row[0].startswith("mean of ")]
     best = max(groups, key=lambda group: _mean(group, "linear_accuracy") or -1.0)
     top = _mean(best, "linear_accuracy")
-    title = f"{sum(map(len, groups))} runs of {len(groups)} configuration{'s' if len(groups) > 1 else ''}"
+    title = f"{_count(sum(map(len, groups)), 'run')} of {_count(len(groups), 'configuration')}"
     told = (
         f"{title}: best linear probe {percent(top)}, {labels[groups.index(best)]}." if top is not None else f"{title}."
     )
-    curves = dict(zip(labels, ([record.rows for record in group] for group in groups), strict=True))
-    note = "Accuracies on the test set; ± is one standard deviation over runs that differ in nothing but their seed."
+    curves = {label: [r.rows for r in _finished(group)] for label, group in zip(labels, groups, strict=True)}
+    note = "Test accuracies; ± is one standard deviation over finished runs that differ in nothing but their seed."
     document = page.page(
         f"{title} · fedssl",
         tag("header", tag("p", text("fedssl")), tag("h1", text(told))),
@@ -208,26 +226,37 @@ def compare(runs: Sequence[RunDirectory], out: Path) -> Path:
     return out
 
 
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def _groups(runs: Sequence[RunDirectory]) -> list[list[Record]]:
     """Runs by configuration: those that differ only in their seed are together."""
     if not runs:
         raise ConfigError("there is no run to compare: pass the path of at least one")
     groups: dict[str, list[Record]] = {}
     for run in {run.path.resolve(): run for run in runs}.values():
-        record = Record.read(run)
+        record = _begun(run)
         job = {key: value for key, value in record.config.items() if key not in (*NOT_THE_JOB, "seed")}
         groups.setdefault(json.dumps(job, sort_keys=True, default=str), []).append(record)
     return list(groups.values())
 
 
 def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """The shortest names that tell the groups apart: what differs of method, strategy and partition, or a run's name."""
+    """Names that tell the groups apart: what differs of method, strategy and partition, else a run's name."""
     kinds = [(g[0].kind("method"), g[0].kind("strategy"), g[0].partition) for g in groups]
     vary = [i for i in range(3) if len({kind[i] for kind in kinds}) > 1]
-    for labels in ([" · ".join(kind[i] for i in vary) for kind in kinds], [g[0].name for g in groups]):
+    chosen = [str(g[0].path) for g in groups]
+    for labels in ([g[0].name for g in groups], [" · ".join(kind[i] for i in vary) for kind in kinds]):
         if all(labels) and len(set(labels)) == len(groups):
-            return labels
-    return [str(g[0].path) for g in groups]
+            chosen = labels  # the later, the better
+    counts = [len(_finished(group)) for group in groups]
+    return [f"{label} ({n} runs)" if n > 1 else label for label, n in zip(chosen, counts, strict=True)]
+
+
+def _finished(group: Sequence[Record]) -> Sequence[Record]:
+    """What a mean is taken over: the runs that have ended, or all while none has."""
+    return [record for record in group if record.done] or group
 
 
 def _values(record: Record) -> list[float | None]:
@@ -239,7 +268,7 @@ def _values(record: Record) -> list[float | None]:
 
 
 def _mean(group: Sequence[Record], key: str) -> float | None:
-    found = [value for value in (number(record.numbers.get(key)) for record in group) if value is not None]
+    found = [value for value in (number(r.numbers.get(key)) for r in _finished(group)) if value is not None]
     return float(np.mean(found)) if found else None
 
 
@@ -257,9 +286,10 @@ def _table(groups: Sequence[Sequence[Record]]) -> list[list[str]]:
                     "none claimed" if epsilon is None else f"{epsilon:.2f}",
                 ]
             )
-        if len(group) > 1:
-            columns = zip(*(_values(record) for record in group), strict=True)
-            rows.append([f"mean of {len(group)} runs", *rows[-1][1:4], "", "", *map(_spread, columns), rows[-1][-1]])
+        ended = _finished(group)
+        if len(ended) > 1:
+            columns = zip(*(_values(record) for record in ended), strict=True)
+            rows.append([f"mean of {len(ended)} runs", *rows[-1][1:4], "", "", *map(_spread, columns), rows[-1][-1]])
     return rows
 
 
@@ -289,5 +319,5 @@ def _overlays(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> li
         ("rankme", "Effective rank", "effective rank (RankMe)", 1.0),
     ):
         if any(figures.points(rows, key)[0] for runs in curves.values() for rows in runs):
-            shown.append(page.picture(figures.image(figures.overlay(curves, key, label, scale), "svg"), caption % name))
-    return [tag("div", *shown, cls="figures")] if shown else []
+            shown.append((figures.image(figures.overlay(curves, key, label, scale), "svg"), caption % name))
+    return _figures(shown)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import yaml
@@ -40,7 +41,6 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.clients = path / "checkpoints" / "clients"
-        self._lock: TextIO | None = None
 
     @classmethod
     def open(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
@@ -92,19 +92,21 @@ class RunDirectory:
             raise ResumeError(f"{self.path}/config.yaml is damaged: start the run anew under another name")
         return tree
 
-    def lock(self) -> None:
-        """Claim the directory for this process until it ends.
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Claim the directory for this process; a process that dies lets go of it.
 
         Raises:
             ConfigError: another process is running this very run.
         """
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{self.path} is being written by another process: wait for it, or pass another name="
-            ) from error
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"{self.path} is being written by another process: wait for it, or pass another name="
+                ) from error
+            yield
 
     def log(self, row: Mapping[str, Any], clients: Sequence[Mapping[str, Any]]) -> None:
         """Append one round to metrics.jsonl and its clients to clients.jsonl."""

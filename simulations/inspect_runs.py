@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from fedssl.report import compare, finish_report
 
 from fedssl.config import Plan
 from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
 from fedssl.export import load_encoder
 from fedssl.model import to_arrays
+from fedssl.report import compare, finish_report
 from fedssl.rundir import RunDirectory
 from fedssl.setup import device_of
 

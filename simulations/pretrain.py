@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from fedssl.report import finish_report
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +17,7 @@ from fedssl import config
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, FedsslError
 from fedssl.progress import Reporter, duration
+from fedssl.report import finish_report
 from fedssl.rundir import RunDirectory
 
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         application()
     except (HydraException, OmegaConfBaseException) as error:
-        raise config.explain(error) from error
+        raise config.explain(error, arguments) from error
     finally:
         sys.argv = before
     for problem in problems[1:]:

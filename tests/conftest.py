@@ -38,7 +38,7 @@ TINY = (
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
-    yield
+    return
 
 
 @pytest.fixture

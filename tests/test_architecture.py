@@ -17,7 +17,7 @@ LAYERS = (
     {"norms", "model", "method", "losses", "heads", "schedules", "diagnostics", "probes", "modalities", "datasets"},
     {"methods", "gradient", "client"},
     {"job", "setup", "rundir", "progress"},
-    {"evaluation", "export", "baselines", "figures", "page", "report"},
+    {"evaluation", "export", "baselines", "figures", "page", "record", "report"},
     {"config"},
     {"flower"},
 )

@@ -154,7 +154,15 @@ def test_coerce_is_strict() -> None:
     assert coerce(1, float, "x") == 1.0
     assert coerce([1, 2], tuple[float, ...], "x") == (1.0, 2.0)
     assert coerce(None, float | None, "x") is None
-    for value, kind in (("1", int), (True, int), (1.5, int), ("a", float), (1, bool), (1, str), ([1], tuple[float, float])):
+    for value, kind in (
+        ("1", int),
+        (True, int),
+        (1.5, int),
+        ("a", float),
+        (1, bool),
+        (1, str),
+        ([1], tuple[float, float]),
+    ):
         with pytest.raises(ConfigError):
             coerce(value, kind, "x")
 

@@ -24,7 +24,7 @@ class LazyArray(Array):
         self.dtype = str(value.dtype)
         self.shape = tuple(value.shape)
         self.stype = "numpy.ndarray"
-        self._value = value
+        self._value = np.asarray(value)  # arithmetic turns 0-d arrays into scalars
 
     @property
     def data(self) -> bytes:  # type: ignore[override]  # a dataclass field of the parent, computed here

@@ -73,6 +73,7 @@ class Ray:
                 "engine=ray needs Ray, which is not installed: pip install 'fedssl[ray]', or engine=in_process"
             )
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
         from flwr.simulation import run_simulation
 

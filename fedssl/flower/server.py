@@ -41,6 +41,9 @@ class _Run:
     rundir: RunDirectory
     reporter: Reporter
     evaluator: Evaluator
+    data: Any
+    device: torch.device
+    shares: Mapping[str, Share]  # of every array of the model
     nodes: Mapping[int, int]  # partition -> node id
     state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
 
@@ -62,35 +65,42 @@ def federate(
     """
     torch.set_num_threads(job.threads)
     job.check()
+    with rundir.lock():
+        run, point, initial = _open(grid, job, rundir, reporter, state_dir)
+        strategy = job.strategy()
+        done, now = 0, {key: value for key, value in initial.items() if run.shares[key] is Share.merge}
+        if point is not None:
+            done, now = point.round, tree.like(point.arrays, initial)
+            strategy_state.give(strategy, *point.strategy)
+        _restore_clients(run, done)
+        reporter.begin(rundir.path.name, done, job.federation.rounds)
+        try:
+            for at in range(done + 1, job.federation.rounds + 1):
+                now = _round(run, strategy, at, now, initial)
+        finally:
+            reporter.end()
+        return _finish(run, initial | now)
+
+
+def _open(
+    grid: Grid, job: Job, rundir: RunDirectory, reporter: Reporter, state_dir: Path | None
+) -> tuple[_Run, Checkpoint | None, Arrays]:
+    """What the rounds share, the checkpoint to start from, and all initial arrays."""
     device = device_of(job)
     data = job.data.load()
     parts = split(job, data.train)
     model = build_model(job, data.train.channels)
     shares = shares_of(job, model)
-    merged = [key for key, share in shares.items() if share is Share.merge]
-    if not merged:
+    if Share.merge not in shares.values():
         raise ConfigError("every part is local or derived, so nothing would be federated: let at least one part merge")
-    initial = to_arrays(model)
-    rundir.lock()
     point = rundir.latest()
-    now = {key: initial[key] for key in merged} if point is None else tree.like(point.arrays, initial)
-    done = 0 if point is None else point.round
-    if not rundir.rows() or point is None:
+    if point is None:
         rundir.write("manifest.json", _manifest(job, data, parts, device))
         rundir.write("split.json", split_table(parts, data.train.targets, data.classes))
-    strategy = job.strategy()
-    if point is not None:
-        strategy_state.give(strategy, *point.strategy)
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
-    run = _Run(grid, job, rundir, reporter, Evaluator(job, data, device), nodes, state_dir)
-    _restore_clients(run, done, any(share is Share.local for share in shares.values()))
-    reporter.begin(rundir.path.name, done, job.federation.rounds)
-    try:
-        for at in range(done + 1, job.federation.rounds + 1):
-            now = _round(run, strategy, at, now, initial)
-    finally:
-        reporter.end()
-    return _finish(run, initial | now, data, device)
+    evaluator = Evaluator(job, data, device)
+    run = _Run(grid, job, rundir, reporter, evaluator, data, device, shares, nodes, state_dir)
+    return run, point, to_arrays(model)
 
 
 def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
@@ -171,26 +181,26 @@ def _changed_since_checkpoint(run: _Run, clients: list[int]) -> list[int]:
     return sorted(node - 1 for node in run.grid.contexts)
 
 
-def _restore_clients(run: _Run, done: int, stateful: bool) -> None:
+def _restore_clients(run: _Run, done: int) -> None:
     """Give the clients of this process the states they had at the checkpoint."""
     if isinstance(run.grid, InProcessGrid):
         for path in sorted(run.rundir.clients.glob("*.safetensors")):
             client, _, last = path.stem.partition("-")
             if int(last) <= done:  # sorted, so a newer file of the same client comes later and wins
                 state_files.read(path).save(run.grid.context(run.nodes[int(client)]))
-    elif done and stateful and run.state_dir is None:
+    elif done and run.state_dir is None and Share.local in run.shares.values():
         raise ResumeError(
             "this run keeps parts on its clients, and this Flower runtime has forgotten them: "
             "resume it with `fedssl resume`, or start it anew"
         )
 
 
-def _finish(run: _Run, arrays: Arrays, data: Any, device: torch.device) -> dict[str, Any]:
+def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
     """Final probes, baselines, the encoder's files and the summary; repeated if a kill interrupts it."""
     job, rundir, evaluator = run.job, run.rundir, run.evaluator
     rows = rundir.rows()
     last = rows[-1]
-    save_encoder(rundir.path, job, data.train.channels, arrays)
+    save_encoder(rundir.path, job, run.data.train.channels, arrays)
     final = evaluator.merged(arrays)
     started = time.perf_counter()
     probes: dict[str, dict[str, float]] = {}
@@ -203,7 +213,7 @@ def _finish(run: _Run, arrays: Arrays, data: Any, device: torch.device) -> dict[
     if job.baselines:
         run.reporter.begin("central", 0, job.federation.rounds)
         try:
-            whole = central(job, data.train, device, lambda at: run.reporter.round(at, {}))
+            whole = central(job, run.data.train, run.device, lambda at: run.reporter.round(at, {}))
         finally:
             run.reporter.end()
         spectra["central"] = evaluator.spectrum(whole)

@@ -1,7 +1,7 @@
 """The state of any strategy as arrays and scalars, so that Flower's own strategies resume as ours do.
 
-Flower keeps what a strategy learns (the moments of FedAdam, say) in its attributes. Every attribute that is a number, an
-array, or a dictionary or list of arrays is state; functions and words are configuration.
+Flower keeps what a strategy learns (the moments of FedAdam, say) in its attributes. Every attribute that is a number,
+an array, or a dictionary or list of arrays is state; functions and words are configuration.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 
 from fedssl.parts import Arrays
 
+_ARRAY = (np.ndarray, np.generic)  # arithmetic turns 0-d arrays into scalars
+
 
 def take(strategy: object) -> tuple[Arrays, dict[str, Any]]:
     """Copy the state out: arrays under "attribute", "attribute/key" or "attribute#index", and scalars by attribute."""
@@ -20,12 +22,12 @@ def take(strategy: object) -> tuple[Arrays, dict[str, Any]]:
     for name, value in vars(strategy).items():
         if isinstance(value, bool | int | float):
             scalars[name] = value
-        elif isinstance(value, np.ndarray):
-            arrays[name] = value
-        elif isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
-            arrays.update({f"{name}/{key}": v for key, v in value.items()})
-        elif isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
-            arrays.update({f"{name}#{i}": v for i, v in enumerate(value)})
+        elif isinstance(value, _ARRAY):
+            arrays[name] = np.asarray(value)
+        elif isinstance(value, dict) and value and all(isinstance(v, _ARRAY) for v in value.values()):
+            arrays.update({f"{name}/{key}": np.asarray(v) for key, v in value.items()})
+        elif isinstance(value, list) and value and all(isinstance(v, _ARRAY) for v in value):
+            arrays.update({f"{name}#{i}": np.asarray(v) for i, v in enumerate(value)})
     return arrays, scalars
 
 

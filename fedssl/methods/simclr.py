@@ -18,13 +18,14 @@ from fedssl.parts import Coupling, Part
 class SimCLR:
     """SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709): NT-Xent on a projector, local negatives only.
 
-    With a batch of one example there is nothing to contrast: the loss and its gradient are 0.
+    The projector has batch normalisation, as in the authors' code. With a batch of one example there is nothing to contrast: without it the loss and its gradient are 0, with
+    it such a batch is refused.
     """
 
     temperature: float = 0.5
     hidden: int = 128
     out: int = 64
-    norm: str = "none"
+    norm: str = "batch"
     views: ClassVar[int] = 2
     parts: ClassVar[tuple[Part, ...]] = (Part("encoder"), Part("projector"))
     coupling: ClassVar[Coupling] = Coupling.batch

@@ -1,0 +1,238 @@
+"""The command line as a person meets it: exit codes, single sentences, what is printed and left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = [*TINY, "federation.rounds=1"]
+
+
+def fedssl(*arguments: str, cwd: Path = ROOT, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "simulations.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run."""
+    out = tmp_path_factory.mktemp("runs")
+    done = fedssl(
+        "pretrain", *TINY, "evaluate.every=1", "evaluate.final=true", "evaluate.repeats=2", f"out={out}", "name=tiny"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "report: " in done.stdout
+    assert "random encoder" in done.stdout
+    return out / "tiny"
+
+
+def test_a_run_leaves_what_the_contract_says(finished: Path) -> None:
+    for name in (
+        "config.yaml", "manifest.json", "metrics.jsonl", "clients.jsonl", "summary.json", "split.json",
+        "encoder.safetensors", "encoder.json", "report.html", "checkpoints/LATEST",
+    ):  # fmt: skip
+        assert (finished / name).stat().st_size > 0, name
+    assert list((finished / "figures").glob("*.png"))
+    assert list((finished / "figures").glob("*.svg"))
+    assert not [p for p in finished.rglob("*") if p.suffix in (".tmp", ".pkl", ".pt")]
+    summary = json.loads((finished / "summary.json").read_text())
+    for key in (
+        "rounds", "loss", "knn_accuracy", "linear_accuracy", "random_encoder_linear_accuracy", "rankme", "feature_std",
+        "epsilon", "seconds", "bytes_up", "bytes_down",
+    ):  # fmt: skip
+        assert key in summary, key
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2]
+    for key in (
+        "loss", "knn_accuracy", "rankme", "feature_std", "uniformity", "alignment", "bytes_up", "bytes_down", "seconds",
+        "client_knn_accuracy", "client_rankme", "client_cka", "merge_gap_knn", "merge_gap_rankme",
+    ):  # fmt: skip
+        assert key in rows[-1], key
+    assert "epsilon" not in rows[-1], "a key is absent where it was not measured"
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert re.fullmatch("[0-9a-f]{64}", manifest["split"]["fingerprint"])
+    assert {"label_emd", "gini"} <= manifest["split"].keys()
+    assert manifest["torch_threads"] == 1
+    assert manifest["versions"]["torch"]
+
+
+def test_the_encoder_loads_without_the_run(finished: Path, tmp_path: Path) -> None:
+    import torch
+
+    import fedssl as package
+
+    for name in ("encoder.safetensors", "encoder.json"):
+        shutil.copy(finished / name, tmp_path)
+    encoder = package.load_encoder(tmp_path)
+    features = encoder(torch.rand(5, 3, 8, 8))
+    assert features.shape == (5, encoder.dim)
+    assert not encoder.training
+
+
+def test_probe_repeats_the_summary(finished: Path) -> None:
+    done = fedssl("probe", str(finished))
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split() for line in done.stdout.splitlines())
+    summary = json.loads((finished / "summary.json").read_text())
+    assert float(printed["linear_accuracy"]) == pytest.approx(summary["linear_accuracy"], abs=1e-4)
+    assert float(printed["one_label_accuracy"]) == pytest.approx(summary["one_label_accuracy"], abs=1e-4)
+
+
+def test_report_of_one_and_of_several(finished: Path, tmp_path: Path) -> None:
+    (finished / "report.html").unlink()
+    one = fedssl("report", str(finished))
+    assert one.returncode == 0, one.stderr
+    assert (finished / "report.html").exists()
+    page = tmp_path / "both.html"
+    both = fedssl("report", str(finished), str(finished), "--out", str(page))
+    assert both.returncode == 0, both.stderr
+    assert "tiny" in page.read_text()
+
+
+def test_resume_of_a_finished_run_says_so(finished: Path) -> None:
+    done = fedssl("resume", str(finished))
+    assert done.returncode == 0, done.stderr
+    assert "already finished" in done.stderr
+
+
+def test_a_moved_run_resumes_where_it_is(finished: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(finished, moved)
+    (moved / "summary.json").unlink()
+    done = fedssl("resume", str(moved))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((moved / "summary.json").read_text())["rounds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["pretrian"], "not a command"),
+        (["pretrain", "method.tmperature=1"], "did you mean method.temperature"),
+        (["pretrain", "local.lr=fast"], "give a number"),
+        (["pretrain", "method=simclrr"], "did you mean method=simclr"),
+        (["pretrain", "data=npz", "data.path=/nowhere/file.npz"], "/nowhere/file.npz"),
+        (["pretrain", "data=folder", "data.root=/nowhere"], "/nowhere"),
+        (["pretrain", "data=cifar10", "data.root=/nowhere"], "/nowhere"),
+        (["pretrain", "data=npz"], "data.path is missing"),
+        (["pretrain", "device=cuda:9"], "device=auto"),
+        (["pretrain", "partition=natural"], "natural"),
+        (["pretrain", "federation.clients=100000"], "use at most 629 clients"),
+        (["pretrain", "strategy.share.encoder=local", "strategy.share.projector=local"], "nothing would be federated"),
+        (["resume"], "exactly one"),
+        (["resume", "/nowhere"], "not a run directory"),
+        (["report"], "needs a run directory"),
+        (["report", "/nowhere"], "not a run directory"),
+        (["probe", "/nowhere"], "not a run directory"),
+        (["list", "nonsense"], "not a group"),
+        (["doctor", "--now"], "no options"),
+    ],
+)  # fmt: skip
+def test_wrong_uses_are_one_sentence_and_exit_code_two(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    done = fedssl(*arguments, *([f"out={tmp_path}", "name=x"] if arguments[0] == "pretrain" else []))
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert sentence in lines[0]
+    assert not (tmp_path / "x" / "summary.json").exists()
+
+
+def test_an_out_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = fedssl("pretrain", *QUICK, f"out={tmp_path}/file", "name=x")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_diverging_loss_is_one_sentence_and_keeps_the_rounds(tmp_path: Path) -> None:
+    done = fedssl("pretrain", *TINY, "local.optimizer=sgd", "local.lr=1e30", "method=byol", "method.norm=none",
+                  "encoder.norm=none", f"out={tmp_path}", "name=x")  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "lower local.lr" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "x" / "config.yaml").exists()
+
+
+def test_ctrl_c_keeps_the_rounds_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "simulations.cli",
+        "pretrain",
+        *TINY,
+        "federation.rounds=2000",
+        f"out={tmp_path}",
+        "name=x",
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    log, limit = tmp_path / "x" / "checkpoints" / "LATEST", time.monotonic() + 60
+    while not log.exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert time.monotonic() - started < 10
+    assert "fedssl resume" in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "x" / "checkpoints" / "LATEST").exists()
+
+
+def test_hydra_is_all_there(tmp_path: Path) -> None:
+    shown = fedssl("pretrain", "--cfg", "job", "method=byol")
+    assert shown.returncode == 0, shown.stderr
+    assert "_target_: fedssl.methods.byol.BYOL" in shown.stdout
+    helped = fedssl("pretrain", "--help")
+    assert helped.returncode == 0
+    assert "method" in helped.stdout
+
+
+def test_a_sweep_runs_every_cell(tmp_path: Path) -> None:
+    done = fedssl("pretrain", "-m", *QUICK, f"out={tmp_path}", "seed=0,1", f"hydra.sweep.dir={tmp_path}/multirun")
+    assert done.returncode == 0, done.stderr
+    runs = [path for path in tmp_path.iterdir() if (path / "summary.json").exists()]
+    assert len(runs) == 2
+
+
+def test_list_and_doctor(finished: Path) -> None:
+    listed = fedssl("list")
+    assert listed.returncode == 0
+    for word in ("method=byol", "strategy=fedadam", "partition=dirichlet", "engine=ray", "data=cifar10"):
+        assert word in listed.stdout
+    assert "method=byol" in fedssl("list", "methods").stdout
+    assert "partition=iid" not in fedssl("list", "strategies").stdout
+    doctor = fedssl("doctor")
+    assert doctor.returncode == 0, doctor.stderr
+    for word in ("torch", "cores", "gpu", "extra ray"):
+        assert word in doctor.stdout
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    heavy = ("torch", "flwr", "hydra", "matplotlib", "sklearn")
+    run = "from simulations.cli import dispatch; dispatch(['--help']); import sys; "
+    code = run + "print([m for m in ('torch', 'flwr', 'hydra', 'matplotlib', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,177 @@
+"""Every engine gives the same arrays, bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import assert_same, execute, final_arrays
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedssl.config import Plan
+from fedssl.errors import FedsslError, ProtocolError
+from fedssl.flower import codec
+from fedssl.flower.client_app import app
+from fedssl.flower.in_process import InProcessGrid
+from fedssl.flower.server import federate
+from fedssl.model import to_arrays
+from fedssl.progress import Reporter
+from fedssl.setup import build_model
+from strategies.fedavg import FedAvg
+
+Compose = Callable[..., Plan]
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra [ray] is not installed")
+
+# Ray's own code warns and leaves sockets open; that is not ours to mend.
+quiet_ray = pytest.mark.filterwarnings("ignore")
+
+
+@needs_ray
+@quiet_ray
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=byol", "strategy.share.teacher=local", "federation.fraction=0.67", "federation.rounds=3"),
+        ("strategy=fedmedian", "encoder.norm=batch"),
+    ],
+    ids=["stateful", "stock"],
+)
+def test_ray_equals_in_process(overrides: tuple[str, ...], plan: Compose) -> None:
+    ours = execute(plan(*overrides, "evaluate.every=1", name="ours"))
+    rays = execute(plan(*overrides, "evaluate.every=1", "engine=ray", "engine.cpus=2", name="rays"))
+    assert_same(final_arrays(ours), final_arrays(rays))
+    for a, b in zip(ours.rows("clients.jsonl"), rays.rows("clients.jsonl"), strict=True):
+        assert a == b
+
+
+@needs_ray
+@quiet_ray
+def test_ray_resumes_what_in_process_began(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_laws import interrupted
+
+    options = ("method=byol", "strategy.share.teacher=local", "federation.rounds=3")
+    straight = execute(plan(*options, name="straight"))
+    interrupted(plan(*options, name="broken"), 1, monkeypatch)
+    resumed = execute(plan(*options, "engine=ray", "engine.cpus=2", name="broken"))
+    assert_same(final_arrays(straight), final_arrays(resumed))
+
+
+@needs_ray
+@quiet_ray
+def test_a_client_that_fails_under_ray_ends_the_run_with_its_sentence(plan: Compose) -> None:
+    with pytest.raises(ProtocolError, match="norm=group") as caught:
+        execute(plan("method=byol", "data.train=3", "partition=iid", "engine=ray", "engine.cpus=2"))
+    assert "federation.tolerate=0" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class _Serialising(InProcessGrid):
+    """A grid that sends every message through Flower's own bytes, as a real device would see it."""
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        for reply in super().pull_messages(message_ids):
+            reply.content = _through_bytes(reply.content)
+            yield reply
+
+    def push_messages(self, messages: Any) -> Any:
+        messages = list(messages)
+        for message in messages:
+            message.content = _through_bytes(message.content)
+        return super().push_messages(messages)
+
+
+def _through_bytes(content: RecordDict) -> RecordDict:
+    out = RecordDict(dict(content.config_records) | dict(content.metric_records))
+    for name, record in content.array_records.items():
+        plain = ArrayRecord()
+        for key, value in record.items():
+            plain[key] = Array(value.dtype, value.shape, value.stype, bytes(value.data))
+        out[name] = plain
+    return out
+
+
+def test_bytes_on_the_wire_change_nothing(plan: Compose) -> None:
+    chosen = plan("method=byol", "strategy.share.teacher=local", "encoder.norm=batch", name="wire")
+    ours = execute(plan("method=byol", "strategy.share.teacher=local", "encoder.norm=batch", name="ours"))
+    rundir = chosen.open()
+    with _Serialising(app, 3, 2) as grid:
+        federate(grid, chosen.job, rundir, Reporter(quiet=True))
+    assert_same(final_arrays(ours), final_arrays(rundir))
+
+
+def test_failures_are_counted_and_tolerated_only_when_asked(plan: Compose) -> None:
+    """Client 1 always fails: the run ends with a sentence that names it, or goes on without it."""
+
+    def flaky(message: Message, context: Any) -> Message:
+        if context.node_config["partition-id"] == 1 and message.metadata.message_type == "train":
+            raise RuntimeError("client 1 lost its disk")
+        return app(message, context)
+
+    class Flaky(ClientApp):
+        def __call__(self, message: Message, context: Any) -> Message:
+            return flaky(message, context)
+
+    for tolerate, clients in ((0, None), (1, 2)):
+        chosen = plan(f"federation.tolerate={tolerate}", name=f"tolerate{tolerate}")
+        rundir = chosen.open()
+        with InProcessGrid(Flaky(), 3, 2, fail_fast=False) as grid:
+            if clients is None:
+                with pytest.raises(FedsslError, match="client 1 lost its disk"):
+                    federate(grid, chosen.job, rundir, Reporter(quiet=True))
+            else:
+                federate(grid, chosen.job, rundir, Reporter(quiet=True))
+                assert [row["clients"] for row in rundir.rows()] == [2, 2]
+                assert [row["failures"] for row in rundir.rows()] == [1, 1]
+
+
+def test_bytes_in_the_metrics_are_the_arrays_bytes(plan: Compose) -> None:
+    rundir = execute(plan("method=byol"))
+    size = sum(value.nbytes for value in final_arrays(rundir).values())
+    for row in rundir.rows():
+        assert row["bytes_up"] == row["bytes_down"] == 3 * size
+    assert not any(key.startswith("teacher") for key in final_arrays(rundir)), "a derived part costs no bytes"
+
+
+def test_local_parts_stay_at_home_and_differ(plan: Compose) -> None:
+    from fedssl.flower import state_files
+
+    rundir = execute(plan("method=byol", "strategy.share.predictor=local"))
+    assert not any(key.startswith("predictor") for key in final_arrays(rundir))
+    states = []
+    for client in range(3):
+        path = state_files.newest(rundir.clients, client, 99)
+        assert path is not None
+        states.append(state_files.read(path).local)
+    assert all(key.startswith("predictor.") for key in states[0])
+    assert any((states[0][key] != states[1][key]).any() for key in states[0])
+
+
+def test_the_grid_leaves_no_threads(plan: Compose) -> None:
+    before = threading.active_count()
+    execute(plan())
+    assert threading.active_count() == before
+
+
+def test_replies_do_not_share_memory_with_the_next_client(plan: Compose) -> None:
+    """One model serves all clients of a worker: a reply must be a copy, or the second client would change the first."""
+    job = plan().job
+    now = to_arrays(build_model(job, 3))
+    with InProcessGrid(app, 3, 1) as grid:
+        config = ConfigRecord({"job": job.text})
+        replies = list(grid.send_and_receive(FedAvg().configure_train(1, codec.encode(now), config, grid)))
+    arrays = [codec.decode(reply.content.array_records[codec.ARRAYS]) for reply in replies]
+    assert any((arrays[0][key] != arrays[1][key]).any() for key in now)
+    for key, value in now.items():
+        assert not any(np.shares_memory(value, other[key]) for other in arrays)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_usage_statistics() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

@@ -1,0 +1,134 @@
+"""The wheel and the Flower app bundle hold what they must, and run without the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+ROOT = Path(__file__).resolve().parent.parent
+QUIET = {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+
+
+def copy_of_the_sources(folder: Path) -> Path:
+    """What is shipped, in a folder whose name Flower accepts as an app's."""
+    for name in ("fedssl", "strategies", "simulations", "conf"):
+        shutil.copytree(ROOT / name, folder / "fedssl" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "fedssl")
+    return folder / "fedssl"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of what git would ship."""
+    out = tmp_path_factory.mktemp("wheel")
+    source = copy_of_the_sources(out)
+    code = f"import hatchling.build as b; print(b.build_wheel({str(out)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_ships_exactly_our_packages(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"fedssl", "strategies", "simulations"}
+    shipped = {name.removeprefix("fedssl/conf/") for name in names if name.startswith("fedssl/conf/")}
+    assert shipped == {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
+    assert "fedssl/py.typed" in names
+    assert not [name for name in names if "test" in name]
+
+
+def test_the_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = (
+        "import sys, fedssl; assert 'site' in fedssl.__file__, fedssl.__file__\n"
+        "from simulations.cli import dispatch\n"
+        "sys.exit(dispatch(['pretrain', *sys.argv[1:]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *TINY, "federation.rounds=1", f"out={tmp_path}", "name=wheel"],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **QUIET, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "wheel" / "report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Flower app bundle, built by Flower's own command from a folder of a name that it accepts."""
+    source = copy_of_the_sources(tmp_path_factory.mktemp("app"))
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "flwr"), "build"], cwd=source, capture_output=True, text=True,
+        env={**os.environ, **QUIET, "FLWR_HOME": str(source.parent / "home")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(source.glob("*.fab"))
+
+
+def test_the_bundle_holds_the_code_and_the_yaml(bundle: Path) -> None:
+    names = zipfile.ZipFile(bundle).namelist()
+    for name in (
+        "fedssl/flower/server_app.py",
+        "strategies/fedavg.py",
+        "simulations/cli.py",
+        "conf/config.yaml",
+        "conf/method/byol.yaml",
+    ):
+        assert name in names
+    assert not [name for name in names if name.startswith("tests/")]
+    assert bundle.stat().st_size < 1_000_000
+
+
+def test_the_server_app_runs_from_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    """ServerApp and ClientApp as `flwr run .` enters them, loaded from the unpacked bundle, give the run's own bits."""
+    site = tmp_path / "fab"
+    with zipfile.ZipFile(bundle) as archive:
+        archive.extractall(site)
+    overrides = " ".join(f"'{o}'" for o in [*TINY, "name=bundle"])
+    code = f"""
+import fedssl
+assert "fab" in fedssl.__file__, fedssl.__file__
+from flwr.app import Context, RecordDict
+from fedssl.flower.client_app import app as client_app
+from fedssl.flower.server_app import app as server_app
+from fedssl.flower.in_process import InProcessGrid
+with InProcessGrid(client_app, 3, 1) as grid:
+    config = {{"overrides": {overrides!r}, "out": {str(tmp_path)!r}}}
+    server_app(grid, Context(run_id=1, node_id=1, node_config={{}}, state=RecordDict(), run_config=config))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, **QUIET, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "bundle" / "summary.json").exists()
+
+
+def test_versions_and_pins_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    names = {requirement.split(">")[0].split("=")[0] for requirement in project["dependencies"]}
+    assert {"torch", "flwr", "opacus", "numpy", "hydra-core", "matplotlib"} <= names
+    assert names - set(pins) <= {"pillow", "rich", "pyyaml"}
+    assert pins["torch"] == "2.13.0"
+
+
+def test_nothing_committed_names_a_machine() -> None:
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not names:
+        pytest.skip("not a git checkout")
+    words = ["find-" + "links", "/opt/" + "wheels", "files." + "pythonhosted", "/root/" + ".pyenv"]
+    for name in names:
+        if (ROOT / name).suffix in (".py", ".md", ".toml", ".yaml", ".txt", ".json") and (ROOT / name).exists():
+            text = (ROOT / name).read_text()
+            assert not [word for word in words if word in text], name
