@@ -1,0 +1,86 @@
+"""Every command and every piece of code in README and docs is run, in a copy of the tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<kind>bash|python|yaml)\n(?P<code>.*?)```", re.DOTALL)
+# What a reader runs at full size is run here for one round.
+SMALL = ["federation.rounds=1", "evaluate.every=0", "evaluate.repeats=1", "device=cpu", "baselines=false"]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree, without what a run or a build would leave in it."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("fedssl", "strategies", "simulations", "conf", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def run(command: list[str], tree: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def commands(code: str) -> list[list[str]]:
+    """The `fedssl` and `make` lines of a block, shrunk."""
+    out = []
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["fedssl"]:
+            out.append(
+                [sys.executable, "-m", "simulations.cli", *words[1:], *(SMALL if words[1] == "pretrain" else [])]
+            )
+        elif words:
+            assert words[0] in ("make", "git", "cd", "pip", "python"), f"{line!r} is a command that nothing here runs"
+    return out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_and_code_run(page: Path, copy: Path, tmp_path: Path) -> None:
+    for match in BLOCK.finditer(page.read_text()):
+        if match["file"]:
+            continue
+        if match["kind"] == "bash":
+            for command in commands(match["code"]):
+                run(command, copy, tmp_path)
+        elif match["kind"] == "python":
+            run([sys.executable, "-c", match["code"]], copy, tmp_path)
+
+
+def test_the_extensions_join_the_contract(copy: Path, tmp_path: Path) -> None:
+    files = [match for match in BLOCK.finditer((ROOT / "docs" / "extending.md").read_text()) if match["file"]]
+    assert len(files) == 4
+    for match in files:
+        (copy / match["file"]).write_text(match["code"])
+    done = run([sys.executable, "-m", "simulations.cli", "list"], copy, tmp_path)
+    assert "method=align" in done.stdout
+    assert "strategy=damped" in done.stdout
+    names = "(align or damped) and not golden"
+    suite = ["tests/test_methods.py", "tests/test_strategies.py", "tests/test_config.py"]
+    run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *suite, "-k", names], copy, copy)
+    command = ["pretrain", "method=align", "strategy=damped", "name=mine", *SMALL]
+    run([sys.executable, "-m", "simulations.cli", *command], copy, tmp_path)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#:]+)\)", prose):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for name in re.findall(r"`((?:docs|tests|fedssl|strategies|benchmarks)/[\w/.]+\.\w+)`", prose):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
