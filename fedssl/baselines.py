@@ -40,7 +40,7 @@ def central(job: Job, train: Any, device: torch.device, tick: Callable[[int], No
         fit(
             job.method,
             model,
-            _Everything(train.to(device)),
+            _Everything(train),
             job.data.augment,
             job.local,
             gradient=job.gradient,

@@ -40,13 +40,13 @@ class Evaluator:
 
     Args:
         job: what is evaluated.
-        data: with `.train` and `.test`; targets may be absent, then only label-free diagnostics are measured.
+        data: with `.train` and `.test` on the device; without targets only label-free diagnostics are measured.
         device: where features are computed.
     """
 
     def __init__(self, job: Job, data: Any, device: torch.device) -> None:
         self._job, self._device = job, device
-        self._train, self._test = data.train.to(device), data.test.to(device)
+        self._train, self._test = data.train, data.test
         encoder, _ = job.encoder.make(self._train.channels)
         self._encoder: nn.Module = encoder.to(device)
         rng = seeds.stream(job.seed, "evaluate")

@@ -1,9 +1,16 @@
-"""What server and clients build alike from a job: the seeded model, its shares, the device."""
+"""What server and clients build alike from a job: the data, the seeded model, its shares, the device."""
 
 from __future__ import annotations
 
+import json
+import threading
+from dataclasses import replace
+from functools import lru_cache
+
 import torch
 
+from fedssl.build import build
+from fedssl.datasets.base import Data
 from fedssl.errors import ConfigError
 from fedssl.job import Job
 from fedssl.model import Model, derive, norm_keys, seed_parameters, tensors
@@ -30,6 +37,21 @@ def device_of(job: Job) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device={name} is not supported: use auto, cpu, cuda or cuda:1")
     return device
+
+
+_loading = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _load(text: str, device: str) -> Data:
+    data: Data = build(json.loads(text), "data").load()
+    return replace(data, train=data.train.to(device), test=data.test.to(device))
+
+
+def data_of(job: Job, device: torch.device) -> Data:
+    """The job's data on a device; read once in a process, by whoever asks first."""
+    with _loading:
+        return _load(json.dumps(job.tree["data"], sort_keys=True), str(device))
 
 
 def build_model(job: Job, channels: int, examples: int = 0) -> Model:

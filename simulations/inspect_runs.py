@@ -14,7 +14,7 @@ from fedssl.export import load_encoder
 from fedssl.model import to_arrays
 from fedssl.report import compare, finish_report
 from fedssl.rundir import RunDirectory
-from fedssl.setup import device_of
+from fedssl.setup import data_of, device_of
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -53,7 +53,8 @@ def probe(arguments: Sequence[str]) -> int:
     job = Plan.of(rundir.config()).job
     network = load_encoder(rundir.path).network
     torch.set_num_threads(job.threads)
-    evaluator = Evaluator(job, job.data.load(), device_of(job))
+    device = device_of(job)
+    evaluator = Evaluator(job, data_of(job, device), device)
     if not evaluator.labelled:
         raise ConfigError(
             f"the data of {rundir.path} has no labels, so there is nothing to probe with: use labelled data"

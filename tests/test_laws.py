@@ -128,8 +128,8 @@ def test_kill_minus_nine_at_any_moment(plan: Compose, tmp_path: Path) -> None:
 def test_labels_never_reach_the_training(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
+    from fedssl import setup
     from fedssl.datasets.synthetic import Synthetic
-    from fedssl.flower import client_app
 
     options = ("partition=iid", "evaluate.every=1")
     ordinary = execute(plan(*options, name="ordinary"))
@@ -142,9 +142,9 @@ def test_labels_never_reach_the_training(plan: Compose, monkeypatch: pytest.Monk
         return replace(data, train=replace(data.train, targets=targets))
 
     monkeypatch.setattr(Synthetic, "load", shuffled)
-    client_app._load.cache_clear()
+    setup._load.cache_clear()
     blind = execute(plan(*options, name="blind"))
-    client_app._load.cache_clear()
+    setup._load.cache_clear()
     assert_same(final_arrays(ordinary), final_arrays(blind))
     assert metrics(ordinary) != metrics(blind), "the probes do read labels"
 

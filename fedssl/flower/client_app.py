@@ -26,7 +26,7 @@ from fedssl.flower.rule import PartRule
 from fedssl.job import Job, parse, split
 from fedssl.model import Model, derive, load_arrays, to_arrays
 from fedssl.parts import Arrays, Share
-from fedssl.setup import build_model, device_of, shares_of
+from fedssl.setup import build_model, data_of, device_of, shares_of
 
 app = ClientApp()
 
@@ -47,25 +47,20 @@ class Shard:
         return images
 
 
-_loading = threading.Lock()
-
-
-@lru_cache(maxsize=2)
-def _load(text: str, device: str) -> tuple[Any, list[np.ndarray]]:
+@lru_cache(maxsize=4)
+def _shards(text: str) -> list[np.ndarray]:
     job = parse(text)
-    train = job.data.load().train
-    return train.to(torch.device(device)), split(job, train)
+    return split(job, data_of(job, device_of(job)).train)
 
 
 def shard_of(job: Job, client: int, device: torch.device) -> Shard:
     """A client's shard; the data set is read and split once in a process."""
-    with _loading:
-        data, parts = _load(job.text, str(device))
+    parts = _shards(job.text)
     if not 0 <= client < len(parts):
         raise ProtocolError(
             f"this node has partition-id {client}, the job has {len(parts)} clients: set federation.clients to match"
         )
-    return Shard(data, torch.from_numpy(parts[client]).to(device))
+    return Shard(data_of(job, device).train, torch.from_numpy(parts[client]).to(device))
 
 
 class _Worker(threading.local):
@@ -75,12 +70,13 @@ class _Worker(threading.local):
     model: Model
     initial: Arrays
     shares: dict[str, Share]
+    strategy: Any  # only its client side is used here, which keeps no state
 
 
 _worker = _Worker()
 
 
-def _model_for(job: Job, shard: Shard, device: torch.device) -> tuple[Model, Arrays, dict[str, Share]]:
+def _prepare(job: Job, shard: Shard, device: torch.device) -> _Worker:
     sized = any(part.holds_examples for part in job.method.parts)
     text = f"{device}:{len(shard) if sized else 0}:{job.text}"
     if _worker.text != text:
@@ -88,8 +84,9 @@ def _model_for(job: Job, shard: Shard, device: torch.device) -> tuple[Model, Arr
         _worker.shares = shares_of(job, model)
         _worker.initial = to_arrays(model)
         _worker.model = model.to(device)
+        _worker.strategy = job.strategy()
         _worker.text = text
-    return _worker.model, _worker.initial, _worker.shares
+    return _worker
 
 
 @app.train()
@@ -102,15 +99,15 @@ def train(message: Message, context: Context) -> Message:
     # Not only at start: the number of threads is a property of each thread, and Flower brings its own.
     torch.set_num_threads(job.threads)
     shard = shard_of(job, client, device)
-    model, initial, shares = _model_for(job, shard, device)
+    worker = _prepare(job, shard, device)
+    model, shares, strategy = worker.model, worker.shares, worker.strategy
     state_files.restore(config, context, client, at)
     state = ClientState.load(context)
 
     now = codec.decode(message.content.array_records[codec.ARRAYS])
-    strategy = job.strategy()
     receives = isinstance(strategy, PartRule)
     start, memo = strategy.receive(now, state.mine, state.memo) if receives else (now, state.memo)
-    local = {key: initial[key] for key, share in shares.items() if share is Share.local} | state.local
+    local = {key: worker.initial[key] for key, share in shares.items() if share is Share.local} | state.local
     load_arrays(model, start)
     load_arrays(model, local)
     derive(model, job.method.parts, [key for key, share in shares.items() if share is Share.derived])

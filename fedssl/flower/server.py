@@ -29,7 +29,7 @@ from fedssl.model import to_arrays
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
 from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
-from fedssl.setup import build_model, device_of, shares_of
+from fedssl.setup import build_model, data_of, device_of, shares_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _open(
 ) -> tuple[_Run, Checkpoint | None, Arrays]:
     """What the rounds share, the checkpoint to start from, and all initial arrays."""
     device = device_of(job)
-    data = job.data.load()
+    data = data_of(job, device)
     parts = split(job, data.train)
     model = build_model(job, data.train.channels)
     shares = shares_of(job, model)
