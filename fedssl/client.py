@@ -16,7 +16,7 @@ from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
 from fedssl.method import Batch, SSLMethod, Step
 from fedssl.model import Model
-from fedssl.norms import commit_statistics
+from fedssl.norms import commit_statistics, discard_statistics
 
 
 class Examples(Protocol):
@@ -129,6 +129,7 @@ def fit(
     optimizer = optimizer_for(model, local)
     trainable = [p for p in model.parameters() if p.requires_grad]
     model.train()
+    discard_statistics(model)
     total, seen, features = torch.zeros((), device=device), 0, None
     for i, index in enumerate(batches):
         step = Step(round, rounds, i, len(batches))

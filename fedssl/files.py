@@ -51,7 +51,9 @@ def finite(value: Any) -> Any:
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
-    if isinstance(value, float | np.floating):
+    if isinstance(value, np.ndarray | np.generic):
+        return finite(value.tolist())
+    if isinstance(value, float):
         return float(value) if np.isfinite(value) else None
     return value
 
@@ -61,7 +63,10 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str
     from safetensors.numpy import save
 
     # safetensors stores memory as it lies: an array that is not contiguous would come back scrambled.
-    write_bytes(path, save({k: np.ascontiguousarray(v).reshape(v.shape) for k, v in arrays.items()}, dict(meta or {})))
+    write_bytes(
+        path,
+        save({k: np.ascontiguousarray(v).reshape(v.shape) for k, v in arrays.items()}, dict(meta) if meta else None),
+    )
 
 
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:

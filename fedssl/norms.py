@@ -67,9 +67,16 @@ def commit_statistics(model: nn.Module) -> None:
             module.commit()
 
 
+def discard_statistics(model: nn.Module) -> None:
+    """Forget what uncommitted forward passes have left."""
+    for module in model.modules():
+        if isinstance(module, _DeferredBatchNorm):
+            module._pending.clear()
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer: decided by its type, never by its name."""
-    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm)
 
 
 def norm2d(kind: str, channels: int) -> nn.Module:
@@ -87,4 +94,6 @@ def norm2d(kind: str, channels: int) -> nn.Module:
 
 def norm1d(kind: str, channels: int) -> nn.Module:
     """A normalisation of (B, C): batch, group (at most 8 groups), layer or none."""
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(8, channels, max(1, channels // 16)), channels)  # a group of one value is always 0
     return nn.LayerNorm(channels) if kind == "layer" else norm2d(kind, channels)

@@ -72,7 +72,7 @@ def resolve_shares(
     by_name = {part.name: part for part in parts}
     for pattern, value in override.items():
         name, _, kind = pattern.partition(":")
-        if (name not in by_name and name != "*") or kind not in ("", "norm") or (name == "*" and not kind):
+        if (name not in by_name and name != "*") or (":" in pattern and kind != "norm") or (name == "*" and not kind):
             raise ConfigError(
                 f"share.{pattern} names no part of this method: use one of {', '.join(by_name)}, "
                 "a part followed by ':norm', or '*:norm'"
@@ -81,14 +81,19 @@ def resolve_shares(
             raise ConfigError(f"share.{pattern}={value!r} is not merge, local or derived")
         if value == Share.derived and (kind or not by_name[name].follows):
             raise ConfigError(f"share.{pattern}=derived, but nothing says what to derive it from: use merge or local")
+        if kind and name != "*" and override.get(name, by_name[name].share) == Share.derived:
+            raise ConfigError(
+                f"share.{pattern}={value} cuts a derived part apart, which is a copy as a whole: "
+                f"set share.{name} to merge or local first"
+            )
     shares: dict[str, Share] = {}
     for key in keys:
         part = by_name[part_of(key)]
         patterns = [part.name, *(("*:norm", f"{part.name}:norm") if key in norm_keys else ())]
-        if part.share is Share.derived and part.name not in override:
+        if override.get(part.name, part.share) == Share.derived:
             patterns = []  # a derived part is a copy as a whole: its norm layers follow their originals
         chosen = [override[p] for p in patterns if p in override]
-        shares[key] = Share(chosen[-1]) if chosen else part.share
+        shares[key] = Share(chosen[-1]) if chosen else Share(override.get(part.name, part.share))
         if part.holds_examples and shares[key] is Share.merge:
             raise PrivacyError(
                 f"part {part.name!r} holds embeddings of single examples and share=merge would upload them; "

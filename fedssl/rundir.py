@@ -50,9 +50,15 @@ class RunDirectory:
             ConfigError: the directory belongs to another configuration or to something else.
         """
         run = cls(path)
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be used ({error.strerror}): pass another name= or out=") from error
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file, not a run directory: pass another name= or out=")
-        if path.exists() and any(path.iterdir()) and not run.begun:
+        if path.exists() and any(p.suffix != ".tmp" for p in path.iterdir()) and not run.begun:
             raise ConfigError(f"{path} holds other files and no config.yaml: pass another name= or out=")
         if run.begun:
             difference = _difference(run.config(), config)
@@ -109,10 +115,19 @@ class RunDirectory:
             yield
 
     def log(self, row: Mapping[str, Any], clients: Sequence[Mapping[str, Any]]) -> None:
-        """Append one round to metrics.jsonl and its clients to clients.jsonl."""
+        """Append one round to metrics.jsonl and its clients to clients.jsonl.
+
+        Raises:
+            ConfigError: they cannot be written; what a resume finds is cut back to the last checkpoint.
+        """
         for name, rows in (("metrics.jsonl", [row]), ("clients.jsonl", clients)):
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(finite(r), allow_nan=False) + "\n" for r in rows)
+            try:
+                with (self.path / name).open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(finite(r), allow_nan=False) + "\n" for r in rows)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.path / name} cannot be written ({error.strerror}): free space, then `fedssl resume`"
+                ) from error
 
     def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The rows of a log; a line cut off by a kill is left out."""
@@ -141,9 +156,11 @@ class RunDirectory:
             raise ResumeError(
                 f"{self.path} has no {name}: the run has not ended; `fedssl resume {self.path}`"
             ) from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ResumeError(f"{self.path}/{name} is damaged: delete it and `fedssl resume {self.path}`") from error
-        return dict(content)
+        if not isinstance(content, dict):
+            raise ResumeError(f"{self.path}/{name} is damaged: delete it and `fedssl resume {self.path}`")
+        return content
 
     def checkpoint(self, point: Checkpoint) -> None:
         """Make a round resumable. It counts only once LATEST names it; the one before stays until then."""
@@ -163,7 +180,9 @@ class RunDirectory:
             ResumeError: it is damaged.
         """
         pointer = self.path / "checkpoints" / "LATEST"
-        name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else "000000"
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.exists() else "000000"
+        if not (name.isascii() and name.isdigit()):
+            raise ResumeError(f"{pointer} is damaged: start the run anew under another name")
         for log in ("metrics.jsonl", "clients.jsonl"):
             rows = [row for row in self.rows(log) if row["round"] <= int(name)]
             write_text(self.path / log, "".join(json.dumps(row) + "\n" for row in rows))
@@ -172,7 +191,11 @@ class RunDirectory:
         folder = self.path / "checkpoints" / name
         arrays, _ = read_arrays(folder / "server.safetensors")
         state, meta = read_arrays(folder / "strategy.safetensors")
-        return Checkpoint(int(name), arrays, (state, json.loads(meta["scalars"])))
+        try:
+            scalars = json.loads(meta["scalars"])
+        except (KeyError, ValueError) as error:
+            raise ResumeError(f"{folder} is damaged: start the run anew under another name") from error
+        return Checkpoint(int(name), arrays, (state, scalars))
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -197,7 +220,14 @@ def git_commit(folder: Path) -> str | None:
     if not text.startswith("ref: "):
         return text
     ref = folder / ".git" / text.removeprefix("ref: ")
-    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
+    if ref.is_file():
+        return ref.read_text(encoding="utf-8").strip()
+    packed = folder / ".git" / "packed-refs"
+    for line in packed.read_text(encoding="utf-8").splitlines() if packed.is_file() else []:
+        commit, _, name = line.partition(" ")
+        if name == text.removeprefix("ref: "):
+            return commit
+    return None
 
 
 def split_table(parts: Sequence[np.ndarray], targets: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def key(seed: int, *path: str | int) -> int:
 
     Equal paths give equal keys on every machine; `("a", 1)` and `("a1",)` differ.
     """
-    text = repr((int(seed), *path)).encode()
+    text = repr((int(seed), *(step if isinstance(step, str) else int(step) for step in path))).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 

@@ -49,10 +49,17 @@ def check_same(arrays: Mapping[str, np.ndarray], model: Mapping[str, np.ndarray]
     for key, value in arrays.items():
         if value.shape != model[key].shape:
             raise ProtocolError(f"{who} sent {key!r} with shape {value.shape}, not {model[key].shape}: it is refused")
+        if value.dtype.kind not in "biuf":
+            raise ProtocolError(f"{who} sent {key!r} of type {value.dtype}, which is not a number: it is refused")
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
             raise ProtocolError(
                 f"{who} sent {key!r} with values that are not finite: its training diverged; lower local.lr"
             )
+
+
+def _total(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    total = high + low
+    return np.where(low == 0, high, total)  # -0.0 stays -0.0
 
 
 class ExactMean:
@@ -60,8 +67,8 @@ class ExactMean:
 
     Each coordinate keeps an unevaluated sum of two float64 (Knuth's TwoSum). A float32 value times a whole weight
     below 2**29 is exact in float64, and the pair is exact as long as the terms of one coordinate span less than about
-    2**70; then the result is the correctly rounded sum, whatever the order. Terms of wider span differ in the last bit
-    of about 106, which the rounding to float32 hides except on a tie. Equal values give exactly that value back.
+    2**70; then the result is the correctly rounded sum, whatever the order, and equal values give exactly that value
+    back. Weights of networks span far less; beyond it (1e30 beside 1e-30) the order can show.
     """
 
     def __init__(self) -> None:
@@ -80,10 +87,12 @@ class ExactMean:
             raise ProtocolError(
                 f"an update has weight {weight}: weights must be positive, so a client needs an example"
             )
+        if not self.count:
+            self._high = {key: np.full(value.size, -0.0) for key, value in arrays.items()}
+            self._low = {key: np.zeros(value.size) for key, value in arrays.items()}
+        if {k: v.size for k, v in arrays.items()} != {k: v.size for k, v in self._high.items()}:
+            raise ProtocolError("an update has other arrays than the one before: clients disagree on the model")
         for key, value in arrays.items():
-            if key not in self._high:
-                self._high[key] = np.zeros(value.size)
-                self._low[key] = np.zeros(value.size)
             high, low, flat = self._high[key], self._low[key], value.reshape(-1)
             for start in range(0, flat.size, _CHUNK):
                 part = slice(start, start + _CHUNK)
@@ -106,7 +115,9 @@ class ExactMean:
         """
         if not self.count:
             raise ProtocolError("no client sent an update this round: there is nothing to merge")
-        mean = {key: ((self._high[key] + self._low[key]) / self.weight).reshape(model[key].shape) for key in self._high}
+        mean = {
+            key: (_total(self._high[key], self._low[key]) / self.weight).reshape(model[key].shape) for key in self._high
+        }
         return like(mean, model)
 
 

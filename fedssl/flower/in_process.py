@@ -19,6 +19,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity  # private: Message() outside a Flower runtime needs it
 
+from fedssl.errors import ProtocolError
+
 
 class _Call:
     """One client's turn, and the place where its result is awaited."""
@@ -64,6 +66,7 @@ class InProcessGrid(Grid):
         if kind is None or issubclass(kind, Exception):  # not on ctrl-C: the person should not wait for the clients
             for thread in self._threads:
                 thread.join()
+        self._threads = []
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = self._identity
 
     def _work(self) -> None:
@@ -73,6 +76,7 @@ class InProcessGrid(Grid):
             except BaseException as error:  # noqa: BLE001  # handed to the thread that waits for it
                 call.failure = error
             call.finished.set()
+            del call  # an idle worker must not keep its last reply alive
 
     def context(self, node: int) -> Context:
         """The context of a node, made when it is first needed: a million idle nodes cost nothing."""
@@ -123,6 +127,8 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Run the clients of these messages on the workers and yield their replies in the order of the ids."""
+        if not self._threads:
+            raise ProtocolError("this grid has no workers: use it inside `with InProcessGrid(...) as grid:`")
         waiting: deque[_Call] = deque()
         todo = [self._messages.pop(key) for key in message_ids if key in self._messages]
         for message in todo:

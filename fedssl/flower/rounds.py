@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -136,14 +137,21 @@ class Tally:
         Raises:
             ProtocolError: an update that does not fit the model, or more failures than are tolerated.
         """
+        failed: set[int] = set()
         for reply in replies:
             if reply.has_error():
                 self.failures.append(_reason(reply.error.reason))
+                failed.add(self.partition_of.get(reply.metadata.src_node_id, -1))
                 self._judge()
                 continue
-            record = reply.content.array_records[codec.ARRAYS]
             client = self.partition_of.get(reply.metadata.src_node_id, -1)
-            arrays = codec.decode(record)
+            records = reply.content.metric_records
+            if codec.ARRAYS not in reply.content.array_records or codec.WEIGHT not in records.get(codec.METRICS, {}):
+                raise ProtocolError(
+                    f"client {client} replied without {codec.ARRAYS!r} or {codec.WEIGHT!r}: "
+                    "it does not run this ClientApp"
+                )
+            arrays = codec.decode(reply.content.array_records[codec.ARRAYS])
             tree.check_same(arrays, self.now, f"client {client}")
             self.keep(client, arrays)
             metrics = dict(reply.content.metric_records[codec.METRICS])
@@ -156,9 +164,9 @@ class Tally:
                 }
             )
             yield reply
-        missing = set(self.expected) - {int(row["client"]) for row in self.rows}
-        if len(missing) > len(self.failures):
-            self.failures += [f"client {p} did not reply in time" for p in sorted(missing)][len(self.failures) :]
+        missing = sorted(set(self.expected) - {int(row["client"]) for row in self.rows} - failed)
+        unnamed = len(self.failures) - len(failed - {-1})
+        self.failures += [f"client {p} did not reply in time" for p in missing[unnamed:]]
         self._judge()
         self.rows.sort(key=lambda row: row["client"])
 
@@ -181,5 +189,6 @@ def _reason(text: str | None) -> str:
     for line in reversed((text or "").strip().splitlines()):
         line = line.strip()
         if line:
-            return line.strip("<>'\" ").removeprefix("fedssl.errors.")
+            match = re.fullmatch(r"<class '[\w.]+'>:<'(.*)'>", line)
+            return match[1] if match else line.strip("<>'\" ").removeprefix("fedssl.errors.")
     return "a client failed without a reason"
