@@ -21,7 +21,7 @@ from fedssl import tree
 from fedssl.client import fit
 from fedssl.errors import ProtocolError
 from fedssl.flower import codec, state_files
-from fedssl.flower.codec import ClientState
+from fedssl.flower.codec import ClientState, Memo
 from fedssl.flower.rule import PartRule
 from fedssl.job import Job, parse, split
 from fedssl.model import Model, derive, load_arrays, to_arrays
@@ -89,6 +89,18 @@ def _prepare(job: Job, shard: Shard, device: torch.device) -> _Worker:
     return _worker
 
 
+def _load(worker: _Worker, job: Job, now: Arrays, state: ClientState) -> tuple[Memo, list[str]]:
+    """Fill the worker's model for this client; returns the strategy's memo and the names of the local arrays."""
+    start, memo = now, state.memo
+    if isinstance(worker.strategy, PartRule):
+        start, memo = worker.strategy.receive(now, state.mine, state.memo)
+    own = [key for key, share in worker.shares.items() if share is Share.local]
+    load_arrays(worker.model, start)
+    load_arrays(worker.model, {key: worker.initial[key] for key in own} | state.local)
+    derive(worker.model, job.method.parts, [key for key, share in worker.shares.items() if share is Share.derived])
+    return memo, own
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round of local training: read the job, restore, receive, fit, save, reply."""
@@ -100,22 +112,15 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(job.threads)
     shard = shard_of(job, client, device)
     worker = _prepare(job, shard, device)
-    model, shares, strategy = worker.model, worker.shares, worker.strategy
     state_files.restore(config, context, client, at)
     state = ClientState.load(context)
 
     now = codec.decode(message.content.array_records[codec.ARRAYS])
-    receives = isinstance(strategy, PartRule)
-    start, memo = strategy.receive(now, state.mine, state.memo) if receives else (now, state.memo)
-    local = {key: worker.initial[key] for key, share in shares.items() if share is Share.local} | state.local
-    load_arrays(model, start)
-    load_arrays(model, local)
-    derive(model, job.method.parts, [key for key, share in shares.items() if share is Share.derived])
-
-    job.gradient.admit(job.method, model)
+    memo, own = _load(worker, job, now, state)
+    job.gradient.admit(job.method, worker.model)
     result = fit(
         job.method,
-        model,
+        worker.model,
         shard,
         job.data.augment,
         job.local,
@@ -125,10 +130,9 @@ def train(message: Message, context: Context) -> Message:
         seed=job.seed,
         client=client,
     )
-    trained = to_arrays(model, now.keys())
-    kept = to_arrays(model, local.keys()) if local else {}
-    mine = trained if receives and strategy.keeps else {}
-    ClientState(kept, mine, memo, at).save(context)
+    trained = to_arrays(worker.model, now.keys())
+    mine = trained if isinstance(worker.strategy, PartRule) and worker.strategy.keeps else {}
+    ClientState(to_arrays(worker.model, own), mine, memo, at).save(context)
     state_files.keep(config, context, client, at)
     metrics: dict[str, float | int] = {
         codec.WEIGHT: result.examples,

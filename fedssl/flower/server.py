@@ -106,9 +106,9 @@ def _open(
 def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
     """Instruct a cohort, merge its replies, measure, log, checkpoint."""
     started = time.perf_counter()
-    job, federation = run.job, run.job.federation
-    chosen = cohort(federation, job.seed, at)
+    job = run.job
     measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
+    chosen = cohort(job.federation, job.seed, at)
     watched = set(chosen[: job.evaluate.clients]) if measured else set()
     encoders: dict[int, Arrays] = {}
 
@@ -117,31 +117,12 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
             own = {k: v for k, v in arrays.items() if k.startswith("encoder.")}
             encoders[client] = initial | own | _local_arrays(run, client)
 
-    tally = Tally(chosen, federation.tolerate, now, {node: p for p, node in run.nodes.items()}, keep)
-    config = ConfigRecord({"job": job.text, "server-round": at})
-    if run.state_dir is not None:
-        config["state-dir"] = str(run.state_dir)
-        config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
-    cohort_grid = CohortGrid(run.grid, [run.nodes[p] for p in chosen])
-    messages = list(strategy.configure_train(at, codec.encode(now), config, cohort_grid))
-    order = {run.nodes[p]: i for i, p in enumerate(chosen)}
-    messages.sort(key=lambda message: order[message.metadata.dst_node_id])
-    replies = tally.watch(exchange(run.grid, messages, federation.timeout_s))
-    if not isinstance(strategy, PartRule):
-        # Flower's strategies add up in the order given; by partition it is the same on every engine.
-        replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
-    record, _ = strategy.aggregate_train(at, replies)
-    if record is None:
-        raise ConfigError(
-            f"the strategy merged nothing in round {at}: it needs more clients than the {len(chosen)} asked"
-        )
-    merged = tree.like(codec.decode(record), now)
-    tree.check_same(merged, now, "the strategy's merge")
-
+    tally = Tally(chosen, job.federation.tolerate, now, {node: p for p, node in run.nodes.items()}, keep)
+    merged = _merge(run, strategy, at, now, tally)
     row: dict[str, Any] = {"round": at, "clients": len(tally.rows), "failures": len(tally.failures)}
     row |= {key: tally.mean(key) for key in ("loss", "drift")}
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
-    row["bytes_down"] = tree.size_bytes(now) * len(messages)
+    row["bytes_down"] = tree.size_bytes(now) * len(chosen)
     row["train_seconds"] = time.perf_counter() - started
     if measured:
         row |= run.evaluator.merged(initial | merged)
@@ -149,9 +130,33 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
             row |= run.evaluator.clients([encoders[c] for c in sorted(encoders)], row)
     row["seconds"] = time.perf_counter() - started
     run.rundir.log(row, [{"round": at, **r} for r in tally.rows])
-    if at % job.checkpoint_every == 0 or at == federation.rounds:
+    if at % job.checkpoint_every == 0 or at == job.federation.rounds:
         _checkpoint(run, strategy, at, merged, [int(r["client"]) for r in tally.rows])
     run.reporter.round(at, row)
+    return merged
+
+
+def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally) -> Arrays:
+    """Send the present arrays to the tally's cohort and let the strategy merge what comes back."""
+    job = run.job
+    config = ConfigRecord({"job": job.text, "server-round": at})
+    if run.state_dir is not None:
+        config["state-dir"] = str(run.state_dir)
+        config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
+    order = {run.nodes[p]: i for i, p in enumerate(tally.expected)}
+    messages = list(strategy.configure_train(at, codec.encode(now), config, CohortGrid(run.grid, list(order))))
+    messages.sort(key=lambda message: order[message.metadata.dst_node_id])
+    replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))
+    if not isinstance(strategy, PartRule):
+        # Flower's strategies add up in the order given; by partition it is the same on every engine.
+        replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
+    record, _ = strategy.aggregate_train(at, replies)
+    if record is None:
+        raise ConfigError(
+            f"the strategy merged nothing in round {at}: it needs more clients than the {len(order)} asked"
+        )
+    merged = tree.like(codec.decode(record), now)
+    tree.check_same(merged, now, "the strategy's merge")
     return merged
 
 
