@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedssl.client import fit
-from fedssl.job import Job
+from fedssl.client import FitResult, fit
+from fedssl.job import Job, split
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays
 from fedssl.setup import build_model
@@ -28,26 +28,29 @@ class _Everything:
         return images
 
 
-def central(job: Job, train: Any, device: torch.device, tick: Callable[[int], None]) -> Arrays:
-    """Pretrain on the union of all clients' data with the same method, epochs, schedule and initial values.
+def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int, FitResult], None]) -> Arrays:
+    """Pretrain on the union of all clients' data: same method, initial values and schedule, equal steps and examples.
 
-    It takes as many gradient steps as all clients of the federation together (up to each client's rounding of its last
-    batch, and times the fraction of clients that takes part). `tick` is called with each finished round.
+    One epoch takes as many gradient steps as all clients of the federation together, so its batches are as large as
+    theirs on average, and there are as many epochs as rounds times the fraction of clients that takes part; both up to
+    rounding. `tick` is called with each finished round, their number, and the result.
     """
+    steps = sum(-(-len(rows) // job.local.batch_size) for rows in split(job, train))
+    local = replace(job.local, batch_size=-(-len(train) // steps))
+    rounds = max(1, round(job.federation.rounds * job.federation.fraction))
     model = build_model(job, train.channels, len(train)).to(device)
-    rounds = job.federation.rounds
-    for round in range(1, rounds + 1):
-        fit(
+    for at in range(1, rounds + 1):
+        result = fit(
             job.method,
             model,
             _Everything(train),
             job.data.augment,
-            job.local,
+            local,
             gradient=job.gradient,
-            round=round,
+            round=at,
             rounds=rounds,
             seed=job.seed,
             client=-1,
         )
-        tick(round)
+        tick(at, rounds, result)
     return to_arrays(model)

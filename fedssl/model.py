@@ -83,9 +83,12 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
             raise ProtocolError(f"array {name!r} has no place in this model: server and client disagree on the method")
         if tuple(target.shape) != tuple(value.shape):
             raise ProtocolError(f"array {name!r} has shape {tuple(value.shape)}, the model wants {tuple(target.shape)}")
-        # Arrays off the wire may be read-only; they are only read here, so torch's warning would be noise.
-        source = value if value.flags.writeable else value.copy()
-        target.copy_(torch.from_numpy(np.ascontiguousarray(source)).reshape(target.shape))
+        if (
+            target.device.type == "cpu"
+        ):  # through numpy: torch warns of arrays that are read-only, as those of a wire are
+            np.copyto(target.detach().numpy(), value, casting="unsafe")
+        else:
+            target.copy_(torch.from_numpy(value.copy()))
 
 
 def pairs(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:

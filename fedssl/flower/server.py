@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fedssl import partition, tree
 from fedssl.baselines import central
+from fedssl.client import FitResult
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.export import save_encoder
@@ -216,11 +217,7 @@ def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
         random = evaluator.random_encoder()
         probes["random encoder"], spectra["random encoder"] = evaluator.probe(random), evaluator.spectrum(random)
     if job.baselines:
-        run.reporter.begin("central", 0, job.federation.rounds)
-        try:
-            whole = central(job, run.data.train, run.device, lambda at: run.reporter.round(at, {}))
-        finally:
-            run.reporter.end()
+        whole = _central(run)
         spectra["central"] = evaluator.spectrum(whole)
         probes["central"] = evaluator.probe(whole)
     rundir.write("probes.json", {"probes": probes, "spectra": spectra})
@@ -242,6 +239,20 @@ def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
         summary.setdefault(key, None)  # unlabelled data: nothing to measure them on
     rundir.write("summary.json", summary)
     return summary
+
+
+def _central(run: _Run) -> Arrays:
+    """The central baseline, with its progress."""
+
+    def tick(at: int, rounds: int, result: FitResult) -> None:
+        if at == 1:
+            run.reporter.begin("central baseline", 0, rounds)
+        run.reporter.round(at, {"loss": result.loss})
+
+    try:
+        return central(run.job, run.data.train, run.device, tick)
+    finally:
+        run.reporter.end()
 
 
 def _manifest(job: Job, data: Any, parts: list[np.ndarray], device: torch.device) -> dict[str, Any]:
