@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 from fedssl.errors import FedsslError
 
@@ -65,12 +67,19 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt:
         # Worker threads may still be inside a client. All files are whole, so leaving at once loses nothing.
-        print("\ninterrupted; `fedssl resume RUN` continues from the last finished round", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        print("\ninterrupted; `fedssl resume RUN` continues from the last finished round", file=sys.stderr, flush=True)
         os._exit(130)
     except BrokenPipeError:  # `fedssl list | head`
         os._exit(0)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, also when a runtime that has crashed leaves a thread behind that would be waited for without end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        os._exit(code)
     sys.exit(code)
 
 

@@ -175,3 +175,24 @@ def test_replies_do_not_share_memory_with_the_next_client(plan: Compose) -> None
 def _no_usage_statistics() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+
+@needs_ray
+def test_a_crash_of_flowers_runtime_is_one_sentence(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flwr.simulation
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Ending simulation.") from MemoryError("no room for an actor\nsecond line")
+
+    monkeypatch.setattr(flwr.simulation, "run_simulation", crash)
+    with pytest.raises(ProtocolError, match=r"no room for an actor.*engine=in_process") as caught:
+        execute(plan("engine=ray"))
+    assert "\n" not in str(caught.value)
+
+
+def test_ray_missing_is_one_sentence(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = plan("engine=ray")
+    rundir = chosen.open()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FedsslError, match="pip install"):
+        chosen.build_engine().run(chosen.job, rundir, Reporter(quiet=True))

@@ -14,7 +14,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedssl.errors import ConfigError
+from fedssl.errors import ConfigError, ProtocolError
 from fedssl.flower.client_app import app as client_app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.server import federate
@@ -88,14 +88,27 @@ class Ray:
         if self.cpus:
             init["num_cpus"] = self.cpus
         resources = {"num_cpus": self.cpus_per_client, "num_gpus": self.gpus_per_client}
-        with _quiet_flower():
-            run_simulation(
-                server_app,
-                client_app,
-                num_supernodes=job.federation.clients,
-                backend_config={"init_args": init, "client_resources": resources},  # type: ignore[dict-item]
-            )
+        try:
+            with _quiet_flower():
+                run_simulation(
+                    server_app,
+                    client_app,
+                    num_supernodes=job.federation.clients,
+                    backend_config={"init_args": init, "client_resources": resources},  # type: ignore[dict-item]
+                )
+        except RuntimeError as error:
+            raise ProtocolError(
+                f"Flower's simulation runtime stopped ({_root_cause(error)}): free memory or processors, or use "
+                "engine=in_process; `fedssl resume` continues from the last checkpoint"
+            ) from error
         return summaries[0]
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of the exception that others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @contextmanager
