@@ -16,19 +16,16 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +36,8 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from benchmarks.machine import age_s, cpu_s, machine, watched_memory
+from benchmarks.tables import tables
 from fedssl import config, tree
 from fedssl.client import fit
 from fedssl.config import Plan
@@ -228,78 +227,6 @@ def _on_ray(use: Callable[[Grid], None], clients: int) -> None:
     run_simulation(server, idle, num_supernodes=clients, backend_config=backend)
 
 
-# --- What Linux says about this process and its children --------------------------------------------------------------
-
-
-def family() -> list[list[str]]:
-    """The fields of /proc/PID/stat, from the state on, of this process and all that descend from it."""
-    every: dict[str, list[str]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            every[path.parent.name] = path.read_text().rpartition(")")[2].split()
-    found, new = [], [str(os.getpid())]
-    while new:
-        found += [every[pid] for pid in new if pid in every]
-        new = [pid for pid, fields in every.items() if fields[1] in new]
-    return found
-
-
-def cpu_s() -> float:
-    """CPU seconds of the process tree so far."""
-    return sum(int(n) for fields in family() for n in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_mib() -> float:
-    """Resident memory of the process tree; pages that processes share count in each of them."""
-    return sum(int(fields[21]) for fields in family()) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def age_s() -> float:
-    """Seconds since this process was started."""
-    started = int(family()[0][19]) / os.sysconf("SC_CLK_TCK")
-    return float(Path("/proc/uptime").read_text().split()[0]) - started
-
-
-@contextmanager
-def watched_memory(every_s: float = 0.5) -> Iterator[list[tuple[float, float]]]:
-    """Note the time and the memory of the process tree now and then, from a thread."""
-    samples, ended = [(time.perf_counter(), memory_mib())], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(every_s):
-            samples.append((time.perf_counter(), memory_mib()))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        ended.set()
-        thread.join()
-
-
-def machine() -> dict[str, Any]:
-    """What the measurements were made on."""
-    cpu = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "flwr", "ray", "numpy"):
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "cpu": cpu[0] if cpu else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory[0] / 2**20, 1),
-        "load_before": round(os.getloadavg()[0], 2),
-        "versions": versions,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines()
-
-
 # --- Measuring in turn, and the tables --------------------------------------------------------------------------------
 
 
@@ -388,56 +315,6 @@ def _row(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         pairs = zip(_of(runs, name, key), _of(runs, BARE, key), strict=True)
         row[ratio] = _spread([mine / floor for mine, floor in pairs if floor > 0] or [float("nan")])
     return row
-
-
-def _show(spread: Mapping[str, float], form: str = ".3f") -> str:
-    return f"{spread['median']:{form}} ({spread['min']:{form}} to {spread['max']:{form}})"
-
-
-COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("system", "system", str),
-    ("start-up s", "startup_s", "{:.2f}".format),
-    ("first round s", "first_round_s", "{:.2f}".format),
-    ("later rounds s", "round_s", "{:.2f}".format),
-    ("CPU s a round", "round_cpu_s", "{:.2f}".format),
-    ("peak MiB", "peak_mib", "{:.0f}".format),
-    ("wall / bare", "wall_ratio", _show),
-    ("CPU / bare", "cpu_ratio", _show),
-)
-NO_RAY = " Ray was not measured: it is not installed, or was not asked for."
-
-
-def tables(result: Mapping[str, Any]) -> str:
-    """The results for people, as Markdown that can be read as it is."""
-    work, about = result["work"], result["machine"]
-    body = [[form(row[key]) for _, key, form in COLUMNS] for row in result["rows"]]
-    idle_body = [[r["system"], _show(r["us_per_client"], ".0f")] for r in result["empty"]]
-    absent = "" if any("ray" in r["system"] for r in result["rows"]) else NO_RAY
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    return "\n".join(
-        [
-            "# Engines against a bare loop\n",
-            f"{about['date']}; {about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB; {versions}; load "
-            f"before the start {about['load_before']}.",
-            f"Command: `{result['command']}`.\n",
-            f"{work['clients']} clients of {work['examples']} examples, batch {work['batch_size']}, one local epoch of "
-            f"SimCLR, {result['parameters']} parameters, {work['rounds']} rounds, one torch thread a client.",
-            f"Turns, in fresh processes: {result['pairs']}. Medians, and ratios of each turn as median (min to max). "
-            "No evaluation in the rounds, one checkpoint at the end.",
-            "Start-up is from the call of the engine to the first client, without imports. Memory is that of all "
-            "processes; pages they share count in each.",
-            f"All runs ended with the same bits: SHA-256 {result['sha256'][:16]}.{absent}\n",
-            _table([name for name, _, _ in COLUMNS], body),
-            f"\nClients that do nothing, of {result['parameters']} parameters, microseconds a client:\n",
-            _table(["system", "us a client"], idle_body),
-        ]
-    )
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-    lines = [head, ["-" * w for w in widths], *body]
-    return "\n".join("| " + " | ".join(f"{c:<{w}}" for c, w in zip(x, widths, strict=True)) + " |" for x in lines)
 
 
 def main(argv: Sequence[str] | None = None, once: Once = fresh) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fedssl.parts import Arrays
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = (
     "data=synthetic",
     "data.train=60",
@@ -77,3 +79,12 @@ def assert_same(a: Arrays, b: Arrays) -> None:
     for key, value in a.items():
         assert value.dtype == b[key].dtype, key
         assert value.tobytes() == b[key].tobytes(), key
+
+
+def copy_of_the_sources(folder: Path) -> Path:
+    """What is shipped, in a folder whose name Flower accepts as an app's."""
+    for name in ("fedssl", "strategies", "simulations", "conf"):
+        shutil.copytree(ROOT / name, folder / "fedssl" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "fedssl")
+    return folder / "fedssl"

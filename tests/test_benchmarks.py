@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import engines
+from benchmarks import engines, tables
 
 TINY = engines.Work(clients=3, rounds=2, examples=16, batch_size=8, size=8, width=4)
 LOCAL = [name for name in engines.SYSTEMS if "ray" not in name]
@@ -31,7 +31,7 @@ def test_quick_comparison_of_engines(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert len(run["round_s"]) == len(run["round_cpu_s"]) == TINY.rounds
         assert run["peak_mib"] > 1
     for row in result["rows"]:
-        assert row.keys() >= {key for _, key, _ in engines.COLUMNS}
+        assert row.keys() >= {key for _, key, _ in tables.COLUMNS}
         assert row["wall_ratio"].keys() == {"median", "min", "max"}
     assert result["machine"].keys() == {"date", "cpu", "cores", "memory_gib", "load_before", "versions"}
     assert result["command"] == "python -m benchmarks.engines --quick"

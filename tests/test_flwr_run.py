@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,22 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY, assert_same, execute, final_arrays
+from conftest import TINY, assert_same, copy_of_the_sources, execute, final_arrays
 
 from fedssl.config import Plan
 from fedssl.rundir import RunDirectory
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """The app in a folder whose name Flower accepts, and an environment with a SuperLink of its own."""
-    folder = tmp_path / "fedssl-app"
-    for name in ("fedssl", "strategies", "simulations", "conf"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
+    folder = copy_of_the_sources(tmp_path / "app")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,19 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, copy_of_the_sources
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-
-
-def copy_of_the_sources(folder: Path) -> Path:
-    """What is shipped, in a folder whose name Flower accepts as an app's."""
-    for name in ("fedssl", "strategies", "simulations", "conf"):
-        shutil.copytree(ROOT / name, folder / "fedssl" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / "fedssl")
-    return folder / "fedssl"
 
 
 @pytest.fixture(scope="module")
