@@ -236,3 +236,28 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     code = run + "print([m for m in ('torch', 'flwr', 'hydra', 'matplotlib', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_terminal_gets_one_live_line(tmp_path: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "simulations.cli", "pretrain", *TINY, "federation.rounds=20", "evaluate.every=5"]
+    process = subprocess.Popen(
+        [*command, f"out={tmp_path}", "name=live"], cwd=ROOT, stderr=theirs, stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "120"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # Linux says so when the other end is closed
+        pass
+    os.close(ours)
+    assert process.wait(timeout=60) == 0, shown.decode()
+    text = shown.decode()
+    assert "20/20" in text
+    for word in ("loss", "kNN", "rank", "left"):
+        assert word in text
+    assert text.count("\n") < 20, "one line is drawn over, not twenty"

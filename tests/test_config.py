@@ -189,3 +189,9 @@ def test_foreign_packages_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setitem(sys.modules, "strategies.mine", foreign)
     with pytest.raises(ConfigError, match="rename or uninstall"):
         load("strategies.mine.Mine")
+
+
+@pytest.mark.parametrize("name", config.options_of("experiment"))
+def test_every_experiment_composes_and_says_its_command(name: str) -> None:
+    assert config.compose([f"experiment={name}"]).path.name == name
+    assert "# Command: " in (CONF / "experiment" / f"{name}.yaml").read_text()
