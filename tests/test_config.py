@@ -195,3 +195,17 @@ def test_foreign_packages_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_every_experiment_composes_and_says_its_command(name: str) -> None:
     assert config.compose([f"experiment={name}"]).path.name == name
     assert "# Command: " in (CONF / "experiment" / f"{name}.yaml").read_text()
+
+
+def test_an_empty_shard_is_refused_whoever_made_it() -> None:
+    from fedssl.job import split
+    from fedssl.partition import Iid
+
+    class Stingy(Iid):
+        def split(self, data: Any, clients: int, rng: Any) -> Any:
+            return [rows[:0] if i == 4 else rows for i, rows in enumerate(super().split(data, clients, rng))]
+
+    job = Job(config.compose([]).job.tree)
+    job.__dict__["partition"] = Stingy()
+    with pytest.raises(ConfigError, match="the first is client 4"):
+        split(job, job.data.load().train)

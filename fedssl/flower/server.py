@@ -211,7 +211,7 @@ def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
     started = time.perf_counter()
     probes: dict[str, dict[str, float]] = {}
     spectra = {"federated": evaluator.spectrum(arrays)}
-    if job.evaluate.final:
+    if job.evaluate.final and evaluator.labelled:
         run.reporter.say("measuring the encoder: linear and few-label probes")
         probes["federated"] = evaluator.probe(arrays)
         random = evaluator.random_encoder()
