@@ -7,6 +7,7 @@ Low-precision inputs (float16, bfloat16) are computed in float32, and autocast i
 from __future__ import annotations
 
 import contextlib
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,85 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     return -(_unit(p) * _unit(z.detach())).sum(1).clamp(-1, 1)
 
 
+class VICRegTerms(NamedTuple):
+    """The weighted sum of VICReg's terms, and the terms themselves, unweighted; each ()."""
+
+    total: Tensor
+    invariance: Tensor
+    variance: Tensor
+    covariance: Tensor
+
+
+def vicreg(
+    z1: Tensor, z2: Tensor, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
+) -> VICRegTerms:
+    """Pulls two views together, keeps every dimension's deviation above 1 and the dimensions uncorrelated.
+
+    As in the authors' code: invariance is the mean squared error over B x D; variance is the mean of both views' mean
+    hinge `max(0, 1 - sqrt(var + 1e-4))`, 0.99 for a collapsed network; covariance is the sum of both views' squared
+    off-diagonal covariances, divided by D. Variances and covariances divide by B - 1.
+
+    Args:
+        z1, z2: (B, D) projections of the two views, B >= 2; not normalised.
+        invariance, variance, covariance: weights of the terms, >= 0.
+
+    Raises:
+        ConfigError: shapes that do not fit, fewer than two examples or a negative weight.
+
+    References:
+        Bardes et al. 2022, https://arxiv.org/abs/2105.04906, equations 1 to 6
+    """
+    _check_pair("z1", z1, "z2", z2)
+    _check_batch(z1, "variances")
+    if min(invariance, variance, covariance) < 0:
+        raise ConfigError(
+            f"VICReg's weights are {invariance}, {variance}, {covariance}; a negative one rewards what it should forbid: "
+            "use 0 or more."
+        )
+    views = _wide(z1), _wide(z2)
+    distance = F.mse_loss(*views)
+    spread = sum(F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in views) / 2
+    n, d = z1.shape
+    shared = views[0].new_zeros(())
+    for z in views:
+        centred = z - z.mean(0)
+        matrix = _product(centred.T, centred) / (n - 1)  # (D, D)
+        shared = shared + (matrix.square().sum() - matrix.diagonal().square().sum()) / d
+    spread = torch.as_tensor(spread)
+    total = invariance * distance + variance * spread + covariance * shared
+    return VICRegTerms(total, distance, spread, shared)
+
+
+def barlow_twins(z1: Tensor, z2: Tensor, *, off_diagonal: float) -> Tensor:
+    """Pushes the cross-correlation matrix of two views, over the batch, towards the identity.
+
+    Each view is standardised over the batch (biased variance, eps 1e-5, as an affine-free batch normalisation); the
+    loss is `sum_i (1 - C_ii)^2 + off_diagonal * sum_{i != j} C_ij^2`. A collapsed network has C = 0 and the loss D.
+
+    Args:
+        z1, z2: (B, D) projections of the two views, B >= 2.
+        off_diagonal: weight of the redundancy term, >= 0; 0.005 in the paper.
+
+    Returns:
+        (), the loss.
+
+    Raises:
+        ConfigError: shapes that do not fit, fewer than two examples or a negative weight.
+
+    References:
+        Zbontar et al. 2021, https://arxiv.org/abs/2103.03230, equations 1 and 2
+    """
+    _check_pair("z1", z1, "z2", z2)
+    _check_batch(z1, "correlations")
+    if off_diagonal < 0:
+        raise ConfigError(f"off_diagonal is {off_diagonal}; a negative weight rewards redundancy: use 0 or more.")
+    a, b = (F.batch_norm(_wide(z), None, None, training=True, eps=1e-5) for z in (z1, z2))
+    matrix = _product(a.T, b) / len(z1)  # (D, D)
+    on = (1 - matrix.diagonal()).square().sum()
+    off = matrix.square().sum() - matrix.diagonal().square().sum()
+    return on + off_diagonal * off
+
+
 def _wide(x: Tensor) -> Tensor:
     """The same values in at least float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -161,6 +241,14 @@ def _check_pair(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
         raise ConfigError(
             f"{name_a} has the shape {tuple(a.shape)} and {name_b} {tuple(b.shape)}, so rows cannot be paired; pass "
             "two views of the same examples in one order and one dimension."
+        )
+
+
+def _check_batch(z: Tensor, what: str) -> None:
+    if len(z) < 2:
+        raise ConfigError(
+            f"This loss takes {what} over the batch and got one example; give each client more examples "
+            "(partition.min_size) or larger batches, or choose a method that takes examples one by one, such as byol."
         )
 
 
