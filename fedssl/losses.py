@@ -161,7 +161,7 @@ def vicreg(
     _check_batch(z1, "variances")
     if min(invariance, variance, covariance) < 0:
         raise ConfigError(
-            f"VICReg's weights are {invariance}, {variance}, {covariance}; a negative one rewards what it should forbid: "
+            f"VICReg's weights are {invariance}, {variance}, {covariance}; a negative one rewards collapse: "
             "use 0 or more."
         )
     views = _wide(z1), _wide(z2)
