@@ -14,7 +14,19 @@ NAMES = [str(p.relative_to(ROOT)) for p in FILES]
 # Each layer may import itself and the ones before it.
 LAYERS = (
     {"errors", "parts", "seeds", "files", "tree", "build", "partition"},
-    {"norms", "model", "method", "losses", "heads", "schedules", "diagnostics", "probes", "modalities", "datasets"},
+    {
+        "norms",
+        "model",
+        "method",
+        "losses",
+        "queue",
+        "heads",
+        "schedules",
+        "diagnostics",
+        "probes",
+        "modalities",
+        "datasets",
+    },
     {"methods", "gradient", "client"},
     {"job", "setup", "rundir", "progress"},
     {"evaluation", "export", "baselines", "figures", "page", "record", "report"},

@@ -28,6 +28,7 @@ STATEFUL = [
     ("method=byol", "strategy.share.teacher=local"),
     ("method=byol", "strategy.share.predictor=local", "encoder.norm=batch", "federation.fraction=0.67"),
     ("strategy=fedbn", "federation.fraction=0.67"),
+    ("method=moco", "method.queue=16"),
     ("strategy=fedadam", "method=simsiam"),
     ("strategy=fedmedian", "local.optimizer=sgd", "checkpoint_every=2"),
 ]

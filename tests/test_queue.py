@@ -1,0 +1,79 @@
+"""The queue of keys against a list, and its life across rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import execute, final_arrays
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedssl import seeds
+from fedssl.config import Plan
+from fedssl.errors import ConfigError, PrivacyError
+from fedssl.flower import state_files
+from fedssl.queue import KeyQueue
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(1, 7), st.lists(st.integers(1, 10), max_size=6))
+def test_the_queue_holds_the_last_keys(size: int, batches: list[int]) -> None:
+    queue, pushed = KeyQueue(size, 3), []
+    for i, count in enumerate(batches):
+        keys = torch.randn(count, 3, generator=seeds.torch_stream(0, "keys", i))
+        queue.push(keys)
+        pushed += list(torch.nn.functional.normalize(keys, dim=1))
+    assert int(queue.pushed) == len(pushed)
+    held = {tuple(row.tolist()) for row in queue.keys if row.abs().sum() > 0}
+    assert held == {tuple(row.tolist()) for row in pushed[-size:]}
+    for place, row in enumerate(pushed):  # each key lies where its number says, until it is overwritten
+        if place >= len(pushed) - size:
+            assert torch.equal(queue.keys[place % size], row)
+
+
+def test_an_empty_queue_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        KeyQueue(0, 3)
+
+
+def test_the_queue_survives_rounds_and_stays_at_home(plan: Callable[..., Plan]) -> None:
+    """Defect of a public code: the queue was wiped at each round's start. Here it grows from round to round."""
+    rundir = execute(plan("method=moco", "method.queue=500", "federation.rounds=3"))
+    assert not any(key.startswith(("queue", "teacher")) for key in final_arrays(rundir))
+    sizes = {row["client"]: row["examples"] for row in rundir.rows("clients.jsonl")}
+    for client, examples in sizes.items():
+        path = state_files.newest(rundir.clients, client, 99)
+        assert path is not None
+        local = state_files.read(path).local
+        assert local["queue.pushed"] == 3 * examples
+        norms = np.linalg.norm(local["queue.keys"], axis=1)
+        assert (norms > 0.99).sum() == 3 * examples
+
+
+def test_a_queue_is_never_uploaded(plan: Callable[..., Plan]) -> None:
+    with pytest.raises(PrivacyError, match="share.queue=local"):
+        execute(plan("method=moco", "strategy.share.queue=merge"))
+
+
+def test_moco_with_a_collapsed_network_knows_nothing(plan: Callable[..., Plan]) -> None:
+    """All keys and queries alike: log(1 + K)."""
+    from fedssl.method import Batch, Step
+    from fedssl.model import derive
+    from fedssl.setup import build_model
+
+    job = plan("method=moco", "method.queue=30").job
+    model = build_model(job, 3)
+    with torch.no_grad():
+        for name, parameter in model["projector"].named_parameters():
+            parameter.fill_(1.0 if name.endswith("bias") else 0.0)
+    derive(model, job.method.parts, ["teacher."])
+    views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
+    step = Step(1, 1, 0, 1)
+    for _ in range(8):
+        out = job.method.loss(model, Batch(views, torch.arange(4)), step)
+        job.method.after_step(model, out, step)
+    out = job.method.loss(model, Batch(views, torch.arange(4)), step)
+    assert out.loss.item() == pytest.approx(np.log(31), rel=1e-5)
