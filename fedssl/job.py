@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,7 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from fedssl import seeds
-from fedssl.build import build, coerce, construct
+from fedssl.build import build, coerce, construct, load
 from fedssl.client import Augment, Local
 from fedssl.errors import ConfigError
 from fedssl.gradient import GradientTransform
@@ -153,7 +154,16 @@ class Job:
 
     def strategy(self) -> Any:
         """A new strategy object: strategies may hold state, so each run has its own."""
-        return build(self._strategy, "strategy")
+        load(str(self._strategy.get("_target_", "")))  # first, because importing Flower sets up its logger
+        logger = logging.getLogger("flwr")
+        before = logger.level
+        logger.setLevel(
+            logging.ERROR
+        )  # Flower's strategies warn that they do not evaluate, which is not their job here
+        try:
+            return build(self._strategy, "strategy")
+        finally:
+            logger.setLevel(before)
 
     def check(self) -> None:
         """Build every part once, so that bad options are refused before any data is read.
