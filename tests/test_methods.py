@@ -234,7 +234,7 @@ def test_the_constructor_refuses_widths_that_make_no_head(name: str) -> None:
 def test_golden_losses() -> None:
     """One short run of each method, against values noted when it was first right: a guard against silent changes.
 
-    Rounding differs between processors, so the comparison is to 1 in 1000.
+    Rounding differs between processors and training amplifies it, so the comparison is to 1 in 1000, or 0.001.
     """
     from pathlib import Path
 
@@ -247,4 +247,4 @@ def test_golden_losses() -> None:
         measured[name] = round(fit_one(job, model, n=24).loss, 5)
     assert measured.keys() == golden.keys(), f"add the new method's value to {path.name}: {measured}"
     for name, value in measured.items():
-        assert value == pytest.approx(golden[name], rel=1e-3), name
+        assert value == pytest.approx(golden[name], rel=1e-3, abs=1e-3), name
