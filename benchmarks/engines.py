@@ -41,9 +41,9 @@ from benchmarks.tables import tables
 from fedssl import config, tree
 from fedssl.client import fit
 from fedssl.config import Plan
+from fedssl.datasets.base import Shard
 from fedssl.files import write_json, write_text
 from fedssl.flower import codec
-from fedssl.flower.client_app import Shard
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import exchange
 from fedssl.job import Job, split
@@ -100,8 +100,8 @@ def bare(job: Job, reporter: Reporter) -> Arrays:
     """The same training with no federation around it: one model, one thread, one running mean."""
     torch.set_num_threads(job.threads)
     data = job.data.load().train
-    shards = [Shard(data, torch.from_numpy(rows)) for rows in split(job, data)]
-    model = build_model(job, data.channels)
+    shards = [Shard.of(data, rows) for rows in split(job, data)]
+    model = build_model(job, data.shape)
     now, rounds = to_arrays(model), job.federation.rounds
     reporter.begin(BARE, 0, rounds)
     for at in range(1, rounds + 1):
@@ -186,7 +186,7 @@ def measure_empty(system: str, work: Work) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         job = work.plan(BARE, Path(folder)).job
     torch.set_num_threads(1)
-    arrays, seconds = to_arrays(build_model(job, 3)), [0.0]
+    arrays, seconds = to_arrays(build_model(job, (3, 8, 8))), [0.0]
     if workers == 0:
         for _ in range(work.rounds + 1):
             start, mean = time.perf_counter(), tree.ExactMean()

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from fedssl.client import FitResult, fit
+from fedssl.datasets.base import Shard
 from fedssl.job import Job, split
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays
-from fedssl.setup import build_model
-
-
-@dataclass(frozen=True)
-class _Everything:
-    data: Any
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def batch(self, index: Tensor) -> Tensor:
-        images: Tensor = self.data.batch(index)
-        return images
+from fedssl.setup import build_model, public_of
 
 
 def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int, FitResult], None]) -> Arrays:
@@ -38,12 +27,12 @@ def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int
     steps = sum(-(-len(rows) // job.local.batch_size) for rows in split(job, train))
     local = replace(job.local, batch_size=-(-len(train) // steps))
     rounds = max(1, round(job.federation.rounds * job.federation.fraction))
-    model = build_model(job, train.channels, len(train)).to(device)
+    model = build_model(job, train.shape, len(train)).to(device)
     for at in range(1, rounds + 1):
         result = fit(
             job.method,
             model,
-            _Everything(train),
+            Shard.of(train, np.arange(len(train))),
             job.data.augment,
             local,
             gradient=job.gradient,
@@ -51,6 +40,7 @@ def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int
             rounds=rounds,
             seed=job.seed,
             client=-1,
+            public=public_of(job, device),
         )
         tick(at, rounds, result)
     return to_arrays(model)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +13,9 @@ from fedssl import schedules, seeds
 from fedssl.diagnostics import feature_std
 from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
-from fedssl.method import Batch, SSLMethod, Step
+from fedssl.method import Augment, Batch, Examples, LossOutput, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.norms import commit_statistics, discard_statistics
-
-
-class Examples(Protocol):
-    """A client's unlabelled examples, already on the device that trains."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index: Tensor) -> Tensor:
-        """(B, ...) the examples at these positions."""
-        ...
-
-
-class Augment(Protocol):
-    """Batched, seeded, per-example independent augmentation on the device."""
-
-    def views(self, x: Tensor, generator: torch.Generator, count: int) -> Sequence[Tensor]: ...
-
-    def plain(self, x: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +59,7 @@ class FitResult:
     steps: int
     loss: float  # mean over the round, weighted by examples
     feature_std: float  # of the last batch's features; see diagnostics.feature_std
+    measures: Mapping[str, float] = field(default_factory=dict)  # what the method reports, means over the round
 
 
 def optimizer_for(model: nn.Module, local: Local) -> torch.optim.Optimizer:
@@ -105,6 +87,7 @@ def fit(
     rounds: int,
     seed: int,
     client: int,
+    public: Examples | None = None,
 ) -> FitResult:
     """Train a model in place on one client's examples for one round.
 
@@ -130,7 +113,8 @@ def fit(
     trainable = [p for p in model.parameters() if p.requires_grad]
     model.train()
     discard_statistics(model)
-    total, seen, features = torch.zeros((), device=device), 0, None
+    method.after_merge(model, data, public, augment, Step(round, rounds, 0, len(batches)))
+    totals, seen, features = {"loss": torch.zeros((), device=device)}, 0, None
     for i, index in enumerate(batches):
         step = Step(round, rounds, i, len(batches))
         for group in optimizer.param_groups:
@@ -144,14 +128,20 @@ def fit(
         optimizer.step()
         commit_statistics(model)
         method.after_step(model, out, step)
-        total += out.loss.detach() * len(index)
+        for name, value in _scalars(out).items():
+            totals[name] = totals.get(name, 0) + value * len(index)
         seen += len(index)
-        features = out.features
-    loss = total.item() / max(1, seen)
+        features = out.features.detach()
+    measures = {name: value.item() / max(1, seen) for name, value in totals.items()}
+    loss = measures.pop("loss")
     if not math.isfinite(loss):
         raise TrainingError(
             f"the loss of client {client} became {loss} in round {round}: training cannot go on from there; "
             f"lower local.lr (now {local.lr}) or set local.clip_norm=1"
         )
     std = feature_std(features.float()) if features is not None else 0.0
-    return FitResult(examples=n, steps=len(batches), loss=loss, feature_std=std)
+    return FitResult(examples=n, steps=len(batches), loss=loss, feature_std=std, measures=measures)
+
+
+def _scalars(out: LossOutput) -> dict[str, Tensor]:
+    return {"loss": out.loss.detach(), **{name: value for name, value in out.aux.items() if value.ndim == 0}}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedssl import diagnostics, probes, seeds
-from fedssl.client import Augment
 from fedssl.job import Job
+from fedssl.method import Augment
 from fedssl.model import load_arrays, to_arrays
 from fedssl.parts import Arrays
 from fedssl.setup import build_model
@@ -30,7 +30,7 @@ FEW_LABELS: Mapping[str, dict[str, Any]] = {
 def encode(encoder: nn.Module, data: Any, rows: np.ndarray, augment: Augment) -> Tensor:
     """(N, D) float32 on the host: the encoder's outputs for these rows of a data set, without augmentation."""
     encoder.eval()
-    index = torch.from_numpy(np.ascontiguousarray(rows)).to(data.images.device)
+    index = torch.from_numpy(np.ascontiguousarray(rows)).to(data.device)
     outputs = [encoder(augment.plain(data.batch(part))).float().cpu() for part in torch.split(index, _BATCH)]
     return torch.cat(outputs)
 
@@ -47,7 +47,7 @@ class Evaluator:
     def __init__(self, job: Job, data: Any, device: torch.device) -> None:
         self._job, self._device = job, device
         self._train, self._test = data.train, data.test
-        encoder, _ = job.encoder.make(self._train.channels)
+        encoder, _ = job.encoder.make(self._train.shape)
         self._encoder: nn.Module = encoder.to(device)
         rng = seeds.stream(job.seed, "evaluate")
         limit = job.evaluate.examples
@@ -136,7 +136,7 @@ class Evaluator:
 
     def random_encoder(self) -> Arrays:
         """The encoder before any training: what every probe must be compared with."""
-        return to_arrays(build_model(self._job, self._train.channels))
+        return to_arrays(build_model(self._job, self._train.shape))
 
 
 def collapse(features: Tensor) -> dict[str, float]:

@@ -6,41 +6,37 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fedssl.build import build
 from fedssl.errors import ResumeError
 from fedssl.files import read_arrays, write_arrays, write_json
 from fedssl.job import Job
+from fedssl.method import Augment
 from fedssl.model import load_arrays
 from fedssl.parts import Arrays
 
 
 class PretrainedEncoder(nn.Module):
-    """A pretrained encoder with its input normalisation: (B, C, H, W) floats in [0, 1] to features (B, D).
+    """A pretrained encoder with its input normalisation: examples as the data set gives them to features (B, D).
 
     Attributes:
         network: the encoder itself, for fine-tuning.
         dim: D.
+        augment: normalises; `augment.reads` says what goes in, such as (B, C, H, W) floats in [0, 1].
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, dim: int, mean: list[float], std: list[float]) -> None:
+    def __init__(self, network: nn.Module, dim: int, augment: Augment) -> None:
         super().__init__()
-        self.network, self.dim = network, dim
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+        self.network, self.dim, self.augment = network, dim, augment
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of a batch of images."""
-        features: Tensor = self.network((x - self.mean) / self.std)
+    def forward(self, x: Any) -> Tensor:
+        """Features of a batch."""
+        features: Tensor = self.network(self.augment.plain(x))
         return features
 
 
-def save_encoder(folder: Path, job: Job, channels: int, arrays: Arrays) -> None:
+def save_encoder(folder: Path, job: Job, shape: tuple[int, ...], arrays: Arrays) -> None:
     """Write encoder.safetensors and encoder.json from the arrays of a merged model."""
     encoder = {k.removeprefix("encoder."): v for k, v in arrays.items() if k.startswith("encoder.")}
     augment: Any = job.data.augment
@@ -49,10 +45,9 @@ def save_encoder(folder: Path, job: Job, channels: int, arrays: Arrays) -> None:
         folder / "encoder.json",
         {
             "encoder": job.tree["encoder"],
-            "channels": channels,
-            "input": "float images in [0, 1], shape (batch, channels, height, width)",
-            "mean": list(augment.mean),
-            "std": list(augment.std),
+            "shape": list(shape),
+            "input": augment.reads,
+            "augment": job.tree["data"].get("augment"),
             "weights": "encoder.safetensors",
         },
     )
@@ -71,7 +66,7 @@ def load_encoder(run_dir: str | Path) -> PretrainedEncoder:
         raise ResumeError(f"{folder} has no encoder.json: pass the directory of a run that has ended") from error
     except json.JSONDecodeError as error:
         raise ResumeError(f"{folder}/encoder.json is damaged: `fedssl resume {folder}` writes it anew") from error
-    network, dim = build(about["encoder"], "encoder").make(about["channels"])
+    network, dim = build(about["encoder"], "encoder").make(tuple(about["shape"]))
     arrays, _ = read_arrays(folder / about["weights"])
     load_arrays(network, arrays)
-    return PretrainedEncoder(network, dim, about["mean"], about["std"]).eval()
+    return PretrainedEncoder(network, dim, build(about["augment"], "augment")).eval()

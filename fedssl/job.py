@@ -14,10 +14,10 @@ import numpy as np
 
 from fedssl import seeds
 from fedssl.build import build, coerce, construct, load
-from fedssl.client import Augment, Local
+from fedssl.client import Local
 from fedssl.errors import ConfigError
 from fedssl.gradient import GradientTransform
-from fedssl.method import SSLMethod
+from fedssl.method import Augment, SSLMethod
 from fedssl.partition import Partition, Splittable
 
 
@@ -83,15 +83,16 @@ class Job:
         "baselines": bool,
         "checkpoint_every": int,
     }
+    OPTIONAL = ("public",)  # null, or examples that everybody may read
     GROUPS = ("method", "encoder", "data", "partition", "strategy", "privacy")
     SECTIONS = ("local", "federation", "evaluate")
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
-        known = {*self.SCALARS, *self.GROUPS, *self.SECTIONS}
+        known = {*self.SCALARS, *self.GROUPS, *self.SECTIONS, *self.OPTIONAL}
         for key in tree:
             if key not in known:
                 raise ConfigError(f"{key} is not a section of a job: the sections are {', '.join(sorted(known))}")
-        for key in sorted(known - set(tree)):
+        for key in sorted(known - set(tree) - set(self.OPTIONAL)):
             raise ConfigError(f"the job has no {key!r}: compose it with `fedssl pretrain`, or add that section")
         self.tree = dict(tree)
         self.text = json.dumps(self.tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -119,7 +120,7 @@ class Job:
 
     @cached_property
     def encoder(self) -> Any:
-        """The encoder's description; `.make(channels)` builds the network."""
+        """The encoder's description; `.make(shape)` builds the network."""
         return build(self.tree["encoder"], "encoder")
 
     @cached_property
@@ -173,7 +174,30 @@ class Job:
         """
         _ = self.method, self.encoder, self.data, self.partition, self.gradient
         _ = self.local, self.federation, self.evaluate
+        if self.tree.get("public") is not None:
+            build(self.tree["public"], "public")
         self.strategy()
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        """Refuse combinations that make no sense, by name."""
+        method, encoder, data = (self._word(group) for group in ("method", "encoder", "data"))
+        modality = self.data.augment.modality
+        if self.encoder.modality != modality:
+            raise ConfigError(
+                f"{encoder} reads {self.encoder.modality} and {data} gives {modality}: choose another encoder; "
+                "`fedssl list encoders` shows what each reads"
+            )
+        if modality not in self.method.modalities:
+            raise ConfigError(
+                f"{method} makes no sense on {modality}: it takes {', '.join(self.method.modalities)}; "
+                "choose another method"
+            )
+        if self.method.reads_public and self.tree.get("public") is None:
+            raise ConfigError(f"{method} as configured reads public examples and there are none: add data@public=NAME")
+
+    def _word(self, group: str) -> str:
+        return str(self.tree[group]["_target_"]).rpartition(".")[2]
 
 
 @lru_cache(maxsize=8)

@@ -1,22 +1,25 @@
-"""The contract of a self-supervised method: declared parts, a pure loss, and one place where state changes."""
+"""The contract of a self-supervised method: declared parts, a pure loss, and two places where state changes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
+
+View = Any  # what the encoder takes: (B, C, H, W) images, (B, C, T) signals, a batch of graphs, one side of a pair
 
 
 @dataclass(frozen=True)
 class Batch:
     """One batch as a method sees it; the leading dimension of every tensor is the example."""
 
-    views: Sequence[Tensor]  # each (B, ...): differently augmented versions of the same B examples
+    views: Sequence[View]  # differently augmented versions of the same B examples
     index: Tensor  # (B,) int64: position of each example in the client's own data set
 
 
@@ -36,24 +39,60 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What a model is built for."""
+
+    dim: int  # of the encoder's features
+    examples: int  # of this client, for parts with one entry an example; 0 on the server
+    shape: tuple[int, ...]  # of one example: (C, H, W), (C, T), (F,) for graphs
+
+
+@dataclass(frozen=True)
 class LossOutput:
     """What a loss returns; it has changed nothing."""
 
     loss: Tensor  # () what is differentiated
     per_example: Tensor | None  # (B,) iff coupling is none; loss == per_example.mean()
-    features: Tensor  # (B, D) encoder output of view 0, detached: diagnostics only
-    aux: Mapping[str, Tensor]  # detached, for after_step
+    features: Tensor  # (B, D) encoder output of view 0, with its gradient: regularisers read it
+    aux: Mapping[str, Tensor]  # detached, for after_step; those of shape () are reported as the round's means
+
+
+class Examples(Protocol):
+    """A client's unlabelled examples, already on the device that trains."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> Any:
+        """The examples at these positions."""
+        ...
+
+
+class Augment(Protocol):
+    """Batched, seeded, per-example independent augmentation on the device."""
+
+    @property
+    def modality(self) -> str:
+        """images, timeseries, graphs or pairs: encoders and methods say which they take."""
+        ...
+
+    def views(self, x: Any, generator: torch.Generator, count: int) -> Sequence[View]: ...
+
+    def plain(self, x: Any) -> View: ...
 
 
 class SSLMethod(Protocol):
-    """A frozen dataclass whose fields are the method's hyper-parameters.
+    """A frozen dataclass whose fields are the method's hyper-parameters; inherit it for the defaults.
 
-    `parts` and `coupling` may depend on those fields, so they are properties; `views` is how many augmented versions
-    of each example the loss reads.
+    `views`, `parts` and `coupling` may depend on those fields, so they are properties.
     """
 
+    modalities: ClassVar[tuple[str, ...]] = ("images", "timeseries", "graphs", "pairs")
+    reads_public: ClassVar[bool] = False  # whether `after_merge` needs public examples
+
     @property
-    def views(self) -> int: ...
+    def views(self) -> int:
+        """How many augmented versions of each example the loss reads."""
+        ...
 
     @property
     def parts(self) -> tuple[Part, ...]: ...
@@ -61,8 +100,8 @@ class SSLMethod(Protocol):
     @property
     def coupling(self) -> Coupling: ...
 
-    def init(self, encoder: nn.Module, dim: int, n: int) -> Model:
-        """Build the model around an encoder with `dim` outputs, for a client with `n` examples (0 on the server)."""
+    def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
+        """Build the model around an encoder."""
         ...
 
     def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
@@ -71,4 +110,6 @@ class SSLMethod(Protocol):
 
     def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
         """Change the state that follows training: teachers, queues, centres. Called after the optimiser's step."""
-        ...
+
+    def after_merge(self, model: Model, own: Examples, public: Examples | None, augment: Augment, step: Step) -> None:
+        """Bring state of earlier rounds up to the merged weights. Called before a client's first step of a round."""

@@ -39,6 +39,7 @@ class Part:
         share: who owns it unless the strategy's `share` says otherwise.
         follows: for a teacher, the parts that it copies when it is derived and tracks by EMA.
         holds_examples: whether it stores (embeddings of) examples; merging such a part is refused.
+        sized: whether its shape depends on the client's number of examples, as a memory bank's does.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Part:
     share: Share = Share.merge
     follows: tuple[str, ...] = ()
     holds_examples: bool = False
+    sized: bool = False
 
 
 def part_of(key: str) -> str:

@@ -7,12 +7,14 @@ import threading
 from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from fedssl.build import build
-from fedssl.datasets.base import Data
+from fedssl.datasets.base import Data, Shard
 from fedssl.errors import ConfigError
 from fedssl.job import Job
+from fedssl.method import Examples, Sizes
 from fedssl.model import Model, derive, norm_keys, seed_parameters, tensors
 from fedssl.parts import Share, resolve_shares
 
@@ -42,7 +44,7 @@ def device_of(job: Job) -> torch.device:
 _loading = threading.Lock()
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # the private and the public data
 def _load(text: str, device: str) -> Data:
     data: Data = build(json.loads(text), "data").load()
     return replace(data, train=data.train.to(device), test=data.test.to(device))
@@ -54,16 +56,35 @@ def data_of(job: Job, device: torch.device) -> Data:
         return _load(json.dumps(job.tree["data"], sort_keys=True), str(device))
 
 
-def build_model(job: Job, channels: int, examples: int = 0) -> Model:
+def public_of(job: Job, device: torch.device) -> Examples | None:
+    """The public examples that every client may read, or None.
+
+    Raises:
+        ConfigError: they are not of the shape of the private ones.
+    """
+    if job.tree.get("public") is None:
+        return None
+    with _loading:
+        public = _load(json.dumps(job.tree["public"], sort_keys=True), str(device)).train
+    shape = data_of(job, device).train.shape
+    if public.shape != shape:
+        raise ConfigError(
+            f"the public examples have the shape {public.shape} and the clients' {shape}: one encoder cannot take "
+            "both, choose another data@public"
+        )
+    return Shard.of(public, np.arange(len(public)))
+
+
+def build_model(job: Job, shape: tuple[int, ...], examples: int = 0) -> Model:
     """The job's model on the CPU with its seeded initial values; a teacher starts equal to its student.
 
     Args:
         job: gives encoder, method and seed.
-        channels: of the data.
+        shape: of one example of the data.
         examples: of this client, for parts that hold one entry an example; 0 on the server.
     """
-    encoder, dim = job.encoder.make(channels)
-    model = job.method.init(encoder, dim, examples)
+    encoder, dim = job.encoder.make(shape)
+    model = job.method.init(encoder, Sizes(dim, examples, shape))
     seed_parameters(model, job.seed)
     derive(model, job.method.parts, [f"{part.name}." for part in job.method.parts if part.follows])
     return model

@@ -13,7 +13,7 @@ from test_losses import normal
 from torch import Tensor
 
 from fedssl.errors import ConfigError
-from fedssl.losses import barlow_twins, vicreg
+from fedssl.losses import barlow_twins, decorrelation, vicreg
 
 property_test = settings(max_examples=25, deadline=None, derandomize=True)
 sizes = st.tuples(st.integers(2, 7), st.integers(1, 6), st.integers(0, 10_000))  # B, D, seed
@@ -51,6 +51,15 @@ def slow_barlow(z1: Tensor, z2: Tensor, weight: float) -> float:
     return total
 
 
+def slow_decorrelation(z: Tensor) -> float:
+    """The correlations pair by pair, as FedDecorr's authors scale them."""
+    n, d = z.shape
+    columns = [z[:, j].numpy() for j in range(d)]
+    columns = [(c - c.mean()) / math.sqrt(c.var(ddof=1) + 1e-8) for c in columns]
+    squares = [float(columns[j] @ columns[k]) ** 2 for j in range(d) for k in range(d) if j != k]
+    return sum(squares) / len(squares) / n if squares else 0.0
+
+
 @property_test
 @given(sizes)
 def test_vicreg_equals_the_loops(size: tuple[int, int, int]) -> None:
@@ -68,6 +77,35 @@ def test_barlow_twins_equals_the_loops(size: tuple[int, int, int]) -> None:
     n, d, seed = size
     z1, z2 = normal(n, d, seed=seed), normal(n, d, seed=seed + 1)
     assert float(barlow_twins(z1, z2, off_diagonal=0.3)) == pytest.approx(slow_barlow(z1, z2, 0.3), rel=1e-9)
+
+
+@property_test
+@given(sizes)
+def test_decorrelation_equals_the_loops(size: tuple[int, int, int]) -> None:
+    n, d, seed = size
+    z = normal(n, d, seed=seed)
+    assert float(decorrelation(z)) == pytest.approx(slow_decorrelation(z), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 10, 64])
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e4])
+def test_decorrelation_of_one_direction_is_its_largest_value(n: int, size: float) -> None:
+    z = size * normal(n, 1) * torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64) + 3
+    assert float(decorrelation(z)) == pytest.approx((n - 1) ** 2 / n, rel=1e-3 if size < 1 else 1e-6)
+    assert n != 10 or float(decorrelation(z)) == pytest.approx(8.1, rel=1e-3 if size < 1 else 1e-6)
+    assert float(decorrelation(z.float())) == pytest.approx((n - 1) ** 2 / n, rel=2e-3)
+
+
+def test_decorrelation_is_zero_for_uncorrelated_columns_and_where_there_are_no_correlations() -> None:
+    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    assert float(decorrelation(3 * signs + 5)) == 0
+    # One example, one dimension, or a complete collapse: no variance and no step, rather than nan.
+    for z in (normal(1, 4, dtype=torch.float32), normal(5, 1), torch.ones(6, 3)):
+        z.requires_grad_()
+        loss = decorrelation(z)
+        (slope,) = torch.autograd.grad(loss, z)
+        assert loss.item() == 0
+        assert slope.abs().max() == 0
 
 
 def test_vicreg_of_a_collapsed_network() -> None:
@@ -116,6 +154,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     z1, z2 = normal(4, 3).requires_grad_(), normal(4, 3, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: vicreg(a, b).total, (z1, z2))
     assert torch.autograd.gradcheck(lambda a, b: barlow_twins(a, b, off_diagonal=0.1), (z1, z2))
+    assert torch.autograd.gradcheck(decorrelation, (z1,))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -135,6 +174,9 @@ def test_wrong_input_is_refused() -> None:
         lambda: vicreg(two, normal(2, 4)),
         lambda: barlow_twins(two, two, off_diagonal=-1.0),
         lambda: vicreg(two, two, variance=-1.0),
+        lambda: decorrelation(two[0]),
+        lambda: decorrelation(two[:0]),
+        lambda: decorrelation(two.long()),
     ):
         with pytest.raises(ConfigError):
             call()

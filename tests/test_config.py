@@ -23,6 +23,7 @@ OBJECT_FILES = [name for name in GROUP_FILES if not name.startswith("experiment/
 
 def node(name: str) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load((CONF / name).read_text())
+    tree.pop("defaults", None)  # Hydra's, not the object's
     return tree
 
 
@@ -116,7 +117,7 @@ def test_wrong_options_get_one_sentence(override: str, sentence: str, tmp_path: 
     with pytest.raises(ConfigError) as caught:
         job = config.compose([override]).job
         device_of(job)
-        model = build_model(job, 1)
+        model = build_model(job, (1, 8, 8))
         shares_of(job, model)
         model_loss_temperature(job, model)
     text = str(caught.value)

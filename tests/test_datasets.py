@@ -68,7 +68,7 @@ def test_a_subset_keeps_labels_and_groups_with_their_images() -> None:
         (torch.zeros(2, 2, 2, dtype=torch.uint8), None, "shape"),
         (torch.zeros(2, 1, 2, 2), None, "uint8"),
         (torch.zeros(0, 1, 2, 2, dtype=torch.uint8), None, "no image"),
-        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), np.zeros(3, np.int64), "one per image"),
+        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), np.zeros(3, np.int64), "one per example"),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), np.array([0, -1]), "from 0 on"),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), np.zeros(2), "int64"),
     ],

@@ -15,7 +15,7 @@ SMALL = ResNet18(width=8)
 @pytest.mark.parametrize("norm", ["batch", "group", "layer", "none"])
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32)])
 def test_features_have_the_size_that_make_names(encoder: Conv4 | ResNet18, norm: str, channels: int, size: int) -> None:
-    network, dim = type(encoder)(**{**vars(encoder), "norm": norm}).make(channels)
+    network, dim = type(encoder)(**{**vars(encoder), "norm": norm}).make((channels, 8, 8))
     x = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
     out = network(x)
     assert out.shape == (3, dim)
@@ -27,7 +27,7 @@ def test_features_have_the_size_that_make_names(encoder: Conv4 | ResNet18, norm:
 @pytest.mark.parametrize("encoder", [Conv4(), SMALL])
 @pytest.mark.parametrize("norm", ["group", "layer", "none"])
 def test_without_batch_norm_a_feature_depends_on_its_own_image_only(encoder: Conv4 | ResNet18, norm: str) -> None:
-    network, _ = type(encoder)(**{**vars(encoder), "norm": norm}).make(1)
+    network, _ = type(encoder)(**{**vars(encoder), "norm": norm}).make((1, 8, 8))
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     changed = x.clone()
     changed[2] = 0
@@ -38,7 +38,7 @@ def test_without_batch_norm_a_feature_depends_on_its_own_image_only(encoder: Con
 
 def test_sizes_in_parameters() -> None:
     def count(encoder: Conv4 | ResNet18, channels: int) -> int:
-        return sum(p.numel() for p in encoder.make(channels)[0].parameters())
+        return sum(p.numel() for p in encoder.make((channels, 8, 8))[0].parameters())
 
     assert 30_000 < count(Conv4(), 1) < 70_000
     assert count(ResNet18(), 3) == 11_168_832  # the published CIFAR ResNet-18 without its classifier
@@ -54,4 +54,4 @@ def test_sizes_below_one_are_refused(bad: dict[str, int]) -> None:
 
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(ConfigError, match="norm"):
-        Conv4(norm="instance").make(3)
+        Conv4(norm="instance").make((3, 8, 8))

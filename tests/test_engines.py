@@ -161,7 +161,7 @@ def test_the_grid_leaves_no_threads(plan: Compose) -> None:
 def test_replies_do_not_share_memory_with_the_next_client(plan: Compose) -> None:
     """One model serves all clients of a worker: a reply must be a copy, or the second client would change the first."""
     job = plan().job
-    now = to_arrays(build_model(job, 3))
+    now = to_arrays(build_model(job, (3, 8, 8)))
     with InProcessGrid(app, 3, 1) as grid:
         config = ConfigRecord({"job": job.text})
         replies = list(grid.send_and_receive(FedAvg().configure_train(1, codec.encode(now), config, grid)))

@@ -45,11 +45,12 @@ def slow_info_nce(a: Tensor, p: Tensor, negatives: Tensor | None, t: float, simi
     return out
 
 
-def slow_nt_xent(z1: Tensor, z2: Tensor, t: float) -> list[float]:
+def slow_nt_xent(z1: Tensor, z2: Tensor, t: float, similarity: str = "cosine") -> list[float]:
+    score = cosine if similarity == "cosine" else lambda u, v: float(u @ v)
     z, b = torch.cat([z1, z2]).numpy(), len(z1)
     total = [0.0] * b
     for i in range(2 * b):
-        logits = {k: cosine(z[i], z[k]) / t for k in range(2 * b) if k != i}
+        logits = {k: score(z[i], z[k]) / t for k in range(2 * b) if k != i}
         top = max(logits.values())
         log_sum = math.log(sum(math.exp(v - top) for v in logits.values())) + top
         total[i % b] += (log_sum - logits[(i + b) % (2 * b)]) / 2
@@ -65,7 +66,9 @@ def test_losses_equal_their_slow_loops(b: int, temperature: float) -> None:
             got = info_nce(x, y, negatives, temperature=temperature, similarity=similarity)
             want = slow_info_nce(x, y, negatives, temperature, similarity)
             np.testing.assert_allclose(got.numpy(), want, rtol=1e-10, atol=1e-11)
-    np.testing.assert_allclose(nt_xent(x, y, temperature=temperature).numpy(), slow_nt_xent(x, y, temperature), 1e-10)
+        got = nt_xent(x, y, temperature=temperature, similarity=similarity)
+        want = slow_nt_xent(x, y, temperature, similarity)
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-10, atol=1e-11)
     want = [-cosine(x[i].numpy(), y[i].numpy()) for i in range(b)]
     np.testing.assert_allclose(negative_cosine(x, y).numpy(), want, rtol=1e-12, atol=1e-14)
 
@@ -102,6 +105,24 @@ def test_a_diagonal_multiplied_by_zero_gives_another_loss(n: int, t: float) -> N
     right = nt_xent(z, z, temperature=t).mean().item()
     assert right == pytest.approx(math.log1p((2 * n - 2) * math.exp(-1 / t)))
     assert wrong - right > 1e-3 * wrong
+
+
+@pytest.mark.parametrize(
+    ("n", "t", "right", "wrong"),
+    [(2, 0.5, 0.2364, 0.3469), (8, 0.5, 1.1156, 1.1648), (64, 0.5, 3.0173, 3.0245), (64, 0.1, 0.03625, 0.03632)],
+)
+def test_defect_11_the_diagonal_is_masked_and_not_multiplied_by_zero(
+    n: int, t: float, right: float, wrong: float
+) -> None:
+    """The measured error of FL4Health's and FedU2's NT-Xent, largest for the small batches of small clients."""
+    noise = torch.Generator().manual_seed(0)
+    z1 = torch.randn(n, 32, generator=noise)
+    z2 = z1 + 0.3 * torch.randn(n, 32, generator=noise)
+    half = 0.5 * 10.0 ** -(len(str(right)) - 2)  # of the last digit noted
+    assert nt_xent(z1, z2, temperature=t).mean().item() == pytest.approx(right, abs=1.01 * half)
+    z = F.normalize(torch.cat([z1, z2]))
+    logits = (z @ z.T / t).fill_diagonal_(0)
+    assert F.cross_entropy(logits, torch.arange(2 * n).roll(n)).item() == pytest.approx(wrong, abs=1.01 * half)
 
 
 def test_one_example_without_negatives_has_loss_zero_and_no_gradient() -> None:
@@ -144,6 +165,7 @@ def test_gradients_agree_with_finite_differences(b: int) -> None:
     own = normal(b, 2, 3).requires_grad_()
     check = torch.autograd.gradcheck
     assert check(lambda x, y: nt_xent(x, y, temperature=0.5), (x, y))
+    assert check(lambda x, y: nt_xent(x, y, temperature=0.5, similarity="dot"), (x, y))
     assert check(lambda x, y: info_nce(x, y, temperature=0.5), (x, y))
     assert check(lambda x, y, n: info_nce(x, y, n, temperature=0.5), (x, y, n))
     assert check(lambda x, y, n: info_nce(x, y, n, temperature=0.5, similarity="dot"), (x, y, own))
@@ -277,7 +299,8 @@ def test_refusals_name_what_was_found() -> None:
             nt_xent(x, x, temperature=temperature)
         with pytest.raises(ConfigError, match="temperature"):
             info_nce(x, x, temperature=temperature)
-    with pytest.raises(ConfigError, match="'euclid'"):
-        info_nce(x, x, temperature=1.0, similarity="euclid")
+    for loss in (nt_xent, info_nce):
+        with pytest.raises(ConfigError, match="'euclid'"):
+            loss(x, x, temperature=1.0, similarity="euclid")
     with pytest.raises(ConfigError, match="int64"):
         nt_xent(x.long(), x, temperature=1.0)

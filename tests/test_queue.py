@@ -65,7 +65,7 @@ def test_moco_with_a_collapsed_network_knows_nothing(plan: Callable[..., Plan]) 
     from fedssl.setup import build_model
 
     job = plan("method=moco", "method.queue=30").job
-    model = build_model(job, 3)
+    model = build_model(job, (3, 8, 8))
     with torch.no_grad():
         for name, parameter in model["projector"].named_parameters():
             parameter.fill_(1.0 if name.endswith("bias") else 0.0)

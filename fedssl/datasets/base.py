@@ -1,4 +1,4 @@
-"""What every data source gives: images as bytes in one tensor, with labels and groups where there are any."""
+"""What every data source gives: examples in few tensors on one device, with labels and groups where there are any."""
 
 from __future__ import annotations
 
@@ -11,10 +11,68 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedssl.errors import ConfigError
-from fedssl.modalities.images import ImageViews
+from fedssl.method import Augment, Examples
 
 Labels = NDArray[np.int64]
 Groups = NDArray[Any]  # (N,) integers or names of authors, subjects, domains
+
+
+class Table(Protocol):
+    """Examples of one modality, with targets (N,) int64 and groups (N,), or None where there are none."""
+
+    @property
+    def targets(self) -> Labels | None: ...
+    @property
+    def groups(self) -> Groups | None: ...
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example, as an encoder must know it."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def batch(self, index: Tensor) -> Any:
+        """The examples at (B,) int64 positions, in floating point, on the device."""
+        ...
+
+    def to(self, device: str | torch.device) -> Table: ...
+    def shard(self, rows: NDArray[np.int64], client: int) -> Examples:
+        """What a client with these rows trains on."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Some rows of a table that all clients of this process share on the device."""
+
+    data: Table
+    rows: Tensor
+
+    @classmethod
+    def of(cls, data: Table, rows: NDArray[np.int64]) -> Shard:
+        """These rows."""
+        return cls(data, torch.from_numpy(np.ascontiguousarray(rows)).to(data.device))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, index: Tensor) -> Any:
+        """The examples at these positions of the shard."""
+        return self.data.batch(self.rows[index])
+
+
+def check_columns(n: int, targets: Labels | None, groups: Groups | None) -> None:
+    """Refuse targets and groups that do not fit `n` examples.
+
+    Raises:
+        ConfigError: another length, or targets that are not int64 from 0 on.
+    """
+    for name, column in (("targets", targets), ("groups", groups)):
+        if column is not None and column.shape != (n,):
+            raise ConfigError(f"{name} has shape {column.shape} but there are {n} examples; give one per example.")
+    if targets is not None and (targets.dtype != np.int64 or targets.min() < 0):
+        raise ConfigError("targets must be int64 numbers from 0 on; pass None for examples without labels.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +97,7 @@ class Dataset:
             )
         if self.images.numel() == 0:
             raise ConfigError("This data set holds no image, so nothing can be trained; give at least one.")
-        for name, column in (("targets", self.targets), ("groups", self.groups)):
-            if column is not None and column.shape != (len(self),):
-                raise ConfigError(
-                    f"{name} has shape {column.shape} but there are {len(self)} images; give one per image."
-                )
-        if self.targets is not None and (self.targets.dtype != np.int64 or self.targets.min() < 0):
-            raise ConfigError("targets must be int64 numbers from 0 on; pass None for images without labels.")
+        check_columns(len(self), self.targets, self.groups)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,6 +111,20 @@ class Dataset:
     def size(self) -> int:
         """H, in pixels."""
         return self.images.shape[2]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.images.device
+
+    def shard(self, rows: NDArray[np.int64], client: int) -> Examples:
+        """A client's images."""
+        return Shard.of(self, rows)
 
     def batch(self, index: Tensor) -> Tensor:
         """The images (B, C, H, W) at (B,) int64 positions, as float32 in [0, 1] on the images' device."""
@@ -80,21 +146,21 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A training set, a test set of the same kind of image, and the names of the classes (empty without labels).
+    """A training set, a test set of the same kind of example, and the names of the classes (empty without labels).
 
     Raises:
-        ConfigError: the two sets differ in channels or size, or a label has no name.
+        ConfigError: the two sets differ in shape, or a label has no name.
     """
 
-    train: Dataset
-    test: Dataset
+    train: Any  # a Table; of images unless the source says otherwise
+    test: Any
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.train.images.shape[1:] != self.test.images.shape[1:]:
+        if self.train.shape != self.test.shape:
             raise ConfigError(
-                f"Training images are {tuple(self.train.images.shape[1:])} but test images are "
-                f"{tuple(self.test.images.shape[1:])} (C, H, W); an encoder needs one shape, so resize one of them."
+                f"Training examples are {self.train.shape} but test examples are {self.test.shape}; "
+                "an encoder needs one shape, so resize one of them."
             )
         for name, part in (("training", self.train), ("test", self.test)):
             if part.targets is not None and part.targets.max() >= len(self.classes):
@@ -108,5 +174,5 @@ class DataSource(Protocol):
     """A configured data set: a frozen dataclass whose fields say where it is and how its views are drawn."""
 
     @property
-    def augment(self) -> ImageViews: ...
+    def augment(self) -> Augment: ...
     def load(self) -> Data: ...

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from fedssl import tree
 from fedssl.client import fit
@@ -24,27 +22,12 @@ from fedssl.flower import codec, state_files
 from fedssl.flower.codec import ClientState, Memo
 from fedssl.flower.rule import PartRule
 from fedssl.job import Job, parse, split
+from fedssl.method import Examples
 from fedssl.model import Model, derive, load_arrays, to_arrays
 from fedssl.parts import Arrays, Share
-from fedssl.setup import build_model, data_of, device_of, shares_of
+from fedssl.setup import build_model, data_of, device_of, public_of, shares_of
 
 app = ClientApp()
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The examples of one client: rows of a data set that all clients of this process share on the device."""
-
-    data: Any
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, index: Tensor) -> Tensor:
-        """(B, ...) the examples at these positions of the shard."""
-        images: Tensor = self.data.batch(self.rows[index])
-        return images
 
 
 @lru_cache(maxsize=4)
@@ -53,14 +36,15 @@ def _shards(text: str) -> list[np.ndarray]:
     return split(job, data_of(job, device_of(job)).train)
 
 
-def shard_of(job: Job, client: int, device: torch.device) -> Shard:
+def shard_of(job: Job, client: int, device: torch.device) -> Examples:
     """A client's shard; the data set is read and split once in a process."""
     parts = _shards(job.text)
     if not 0 <= client < len(parts):
         raise ProtocolError(
             f"this node has partition-id {client}, the job has {len(parts)} clients: set federation.clients to match"
         )
-    return Shard(data_of(job, device).train, torch.from_numpy(parts[client]).to(device))
+    examples: Examples = data_of(job, device).train.shard(parts[client], client)
+    return examples
 
 
 class _Worker(threading.local):
@@ -76,11 +60,11 @@ class _Worker(threading.local):
 _worker = _Worker()
 
 
-def _prepare(job: Job, shard: Shard, device: torch.device) -> _Worker:
-    sized = any(part.holds_examples for part in job.method.parts)
-    text = f"{device}:{len(shard) if sized else 0}:{job.text}"
+def _prepare(job: Job, examples: int, device: torch.device) -> _Worker:
+    sized = any(part.sized for part in job.method.parts)
+    text = f"{device}:{examples if sized else 0}:{job.text}"
     if _worker.text != text:
-        model = build_model(job, shard.data.channels, len(shard))
+        model = build_model(job, data_of(job, device).train.shape, examples)
         _worker.shares = shares_of(job, model)
         _worker.initial = to_arrays(model)
         _worker.model = model.to(device)
@@ -111,7 +95,7 @@ def train(message: Message, context: Context) -> Message:
     # Not only at start: the number of threads is a property of each thread, and Flower brings its own.
     torch.set_num_threads(job.threads)
     shard = shard_of(job, client, device)
-    worker = _prepare(job, shard, device)
+    worker = _prepare(job, len(shard), device)
     state_files.restore(config, context, client, at)
     state = ClientState.load(context)
 
@@ -129,12 +113,14 @@ def train(message: Message, context: Context) -> Message:
         rounds=job.federation.rounds,
         seed=job.seed,
         client=client,
+        public=public_of(job, device),
     )
     trained = to_arrays(worker.model, now.keys())
     mine = trained if isinstance(worker.strategy, PartRule) and worker.strategy.keeps else {}
     ClientState(to_arrays(worker.model, own), mine, memo, at).save(context)
     state_files.keep(config, context, client, at)
     metrics: dict[str, float | int] = {
+        **result.measures,
         codec.WEIGHT: result.examples,
         "partition-id": client,
         "loss": result.loss,

@@ -90,7 +90,7 @@ def _open(
     device = device_of(job)
     data = data_of(job, device)
     parts = split(job, data.train)
-    model = build_model(job, data.train.channels)
+    model = build_model(job, data.train.shape)
     shares = shares_of(job, model)
     if Share.merge not in shares.values():
         raise ConfigError("every part is local or derived, so nothing would be federated: let at least one part merge")
@@ -206,7 +206,7 @@ def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
     job, rundir, evaluator = run.job, run.rundir, run.evaluator
     rows = rundir.rows()
     last = rows[-1]
-    save_encoder(rundir.path, job, run.data.train.channels, arrays)
+    save_encoder(rundir.path, job, run.data.train.shape, arrays)
     final = evaluator.merged(arrays)
     started = time.perf_counter()
     probes: dict[str, dict[str, float]] = {}

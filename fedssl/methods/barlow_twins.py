@@ -9,13 +9,13 @@ from torch import nn
 
 from fedssl.heads import mlp
 from fedssl.losses import barlow_twins
-from fedssl.method import Batch, LossOutput, Step
+from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
 
 
 @dataclass(frozen=True)
-class BarlowTwins:
+class BarlowTwins(SSLMethod):
     """Barlow Twins (Zbontar et al. 2021, https://arxiv.org/abs/2103.03230) with a three-layer projector.
 
     An example's loss depends on its batch through the correlations, so a batch of one example is refused.
@@ -29,16 +29,13 @@ class BarlowTwins:
     parts: ClassVar[tuple[Part, ...]] = (Part("encoder"), Part("projector"))
     coupling: ClassVar[Coupling] = Coupling.batch
 
-    def init(self, encoder: nn.Module, dim: int, n: int) -> Model:
+    def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
         """Encoder and projector."""
-        projector = mlp(dim, self.hidden, self.out, norm=self.norm, layers=3)
+        projector = mlp(sizes.dim, self.hidden, self.out, norm=self.norm, layers=3)
         return nn.ModuleDict({"encoder": encoder, "projector": projector})
 
     def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
         """The squared distance of the correlation matrix from the identity, off-diagonal terms weighted."""
         h = [model["encoder"](view) for view in batch.views]  # 2 x (B, dim)
         z = [model["projector"](x) for x in h]  # 2 x (B, out)
-        return LossOutput(barlow_twins(*z, off_diagonal=self.off_diagonal), None, h[0].detach(), {})
-
-    def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
-        """Nothing follows the student."""
+        return LossOutput(barlow_twins(*z, off_diagonal=self.off_diagonal), None, h[0], {})

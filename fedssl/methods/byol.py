@@ -11,14 +11,14 @@ from torch import nn
 from fedssl.errors import ConfigError
 from fedssl.heads import mlp
 from fedssl.losses import negative_cosine
-from fedssl.method import Batch, LossOutput, Step
+from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model, ema_, frozen
 from fedssl.parts import Coupling, Part, Share
 from fedssl.schedules import ema_decay
 
 
 @dataclass(frozen=True)
-class BYOL:
+class BYOL(SSLMethod):
     """BYOL (Grill et al. 2020, https://arxiv.org/abs/2006.07733).
 
     The loss is the paper's 2 - 2 cos, mean of both directions, in [0, 4]; 0 also for a collapsed network. Between
@@ -48,9 +48,9 @@ class BYOL:
         """`batch` through batch normalisation, else `none`."""
         return Coupling.batch if self.norm == "batch" else Coupling.none
 
-    def init(self, encoder: nn.Module, dim: int, n: int) -> Model:
+    def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
         """Encoder, projector, predictor, and a teacher that starts equal to the student."""
-        projector = mlp(dim, self.hidden, self.out, norm=self.norm)
+        projector = mlp(sizes.dim, self.hidden, self.out, norm=self.norm)
         predictor = mlp(self.out, self.hidden, self.out, norm=self.norm)
         teacher = frozen({"encoder": encoder, "projector": projector})
         return nn.ModuleDict({"encoder": encoder, "projector": projector, "predictor": predictor, "teacher": teacher})
@@ -63,7 +63,7 @@ class BYOL:
         with torch.no_grad():
             t = [teacher.get_submodule("projector")(teacher.get_submodule("encoder")(v)) for v in batch.views]
         each = 2 + negative_cosine(p[0], t[1]) + negative_cosine(p[1], t[0])  # (B,)
-        return LossOutput(each.mean(), each if self.coupling is Coupling.none else None, h[0].detach(), {})
+        return LossOutput(each.mean(), each if self.coupling is Coupling.none else None, h[0], {})
 
     def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
         """Move the teacher towards the student."""

@@ -11,14 +11,14 @@ from torch import nn
 from fedssl.errors import ConfigError
 from fedssl.heads import mlp
 from fedssl.losses import info_nce
-from fedssl.method import Batch, LossOutput, Step
+from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model, ema_, frozen
 from fedssl.parts import Coupling, Part, Share
 from fedssl.queue import KeyQueue
 
 
 @dataclass(frozen=True)
-class MoCo:
+class MoCo(SSLMethod):
     """MoCo v2 (He et al. 2020, https://arxiv.org/abs/1911.05722; Chen et al. 2020, https://arxiv.org/abs/2003.04297).
 
     The query is the student's projection of view 0, the positive the teacher's of view 1, the negatives are the queue
@@ -50,9 +50,9 @@ class MoCo:
                 f"method.decay={self.decay} is not a decay: it is the teacher's share of itself, in [0, 1]"
             )
 
-    def init(self, encoder: nn.Module, dim: int, n: int) -> Model:
+    def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
         """Encoder, projector, a teacher that starts equal to them, and an empty queue."""
-        projector = mlp(dim, self.hidden, self.out, norm=self.norm)
+        projector = mlp(sizes.dim, self.hidden, self.out, norm=self.norm)
         teacher = frozen({"encoder": encoder, "projector": projector})
         parts = {"encoder": encoder, "projector": projector, "teacher": teacher}
         return nn.ModuleDict({**parts, "queue": KeyQueue(self.queue, self.out)})
@@ -66,7 +66,7 @@ class MoCo:
             key = teacher.get_submodule("projector")(teacher.get_submodule("encoder")(batch.views[1]))  # (B, out)
         keys = cast(KeyQueue, model["queue"]).keys.clone()  # a later push must not change what backward reads
         loss = info_nce(query, key, keys, temperature=self.temperature).mean()
-        return LossOutput(loss, None, h.detach(), {"keys": key.detach()})
+        return LossOutput(loss, None, h, {"keys": key.detach()})
 
     def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
         """Move the teacher, and put its keys into the queue."""

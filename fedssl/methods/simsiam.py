@@ -9,13 +9,13 @@ from torch import nn
 
 from fedssl.heads import mlp
 from fedssl.losses import negative_cosine
-from fedssl.method import Batch, LossOutput, Step
+from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
 
 
 @dataclass(frozen=True)
-class SimSiam:
+class SimSiam(SSLMethod):
     """SimSiam (Chen & He 2021, https://arxiv.org/abs/2011.10566).
 
     The projector ends in a normalisation, the predictor is a bottleneck, both as in the paper's section 3. With
@@ -35,9 +35,9 @@ class SimSiam:
         """`batch` through batch normalisation, else `none`."""
         return Coupling.batch if self.norm == "batch" else Coupling.none
 
-    def init(self, encoder: nn.Module, dim: int, n: int) -> Model:
+    def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
         """Encoder, projector with a last normalisation, bottleneck predictor."""
-        projector = mlp(dim, self.hidden, self.out, norm=self.norm, norm_last=True)
+        projector = mlp(sizes.dim, self.hidden, self.out, norm=self.norm, norm_last=True)
         predictor = mlp(self.out, self.bottleneck, self.out, norm=self.norm)
         return nn.ModuleDict({"encoder": encoder, "projector": projector, "predictor": predictor})
 
@@ -47,7 +47,4 @@ class SimSiam:
         z = [model["projector"](x) for x in h]  # 2 x (B, out)
         p = [model["predictor"](x) for x in z]  # 2 x (B, out)
         each = (negative_cosine(p[0], z[1]) + negative_cosine(p[1], z[0])) / 2  # (B,)
-        return LossOutput(each.mean(), each if self.coupling is Coupling.none else None, h[0].detach(), {})
-
-    def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
-        """Nothing follows the student."""
+        return LossOutput(each.mean(), each if self.coupling is Coupling.none else None, h[0], {})

@@ -9,13 +9,13 @@ from torch import nn
 
 from fedssl.heads import mlp
 from fedssl.losses import vicreg
-from fedssl.method import Batch, LossOutput, Step
+from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
 
 
 @dataclass(frozen=True)
-class VICReg:
+class VICReg(SSLMethod):
     """VICReg (Bardes et al. 2022, https://arxiv.org/abs/2105.04906) with a three-layer expander.
 
     The terms are in `aux`, unweighted. An example's loss depends on its batch through the variances and covariances, so
@@ -32,9 +32,9 @@ class VICReg:
     parts: ClassVar[tuple[Part, ...]] = (Part("encoder"), Part("projector"))
     coupling: ClassVar[Coupling] = Coupling.batch
 
-    def init(self, encoder: nn.Module, dim: int, n: int) -> Model:
+    def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
         """Encoder and expander."""
-        projector = mlp(dim, self.hidden, self.out, norm=self.norm, layers=3)
+        projector = mlp(sizes.dim, self.hidden, self.out, norm=self.norm, layers=3)
         return nn.ModuleDict({"encoder": encoder, "projector": projector})
 
     def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
@@ -43,7 +43,4 @@ class VICReg:
         z = [model["projector"](x) for x in h]  # 2 x (B, out)
         terms = vicreg(*z, invariance=self.invariance, variance=self.variance, covariance=self.covariance)
         aux = {name: value.detach() for name, value in terms._asdict().items() if name != "total"}
-        return LossOutput(terms.total, None, h[0].detach(), aux)
-
-    def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
-        """Nothing follows the student."""
+        return LossOutput(terms.total, None, h[0], aux)

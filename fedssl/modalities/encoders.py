@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class Conv4:
         ConfigError: width or dim below 1, or an unknown norm.
     """
 
+    modality: ClassVar[str] = "images"
     width: int = 16
     dim: int = 64
     norm: str = "group"
@@ -31,11 +33,11 @@ class Conv4:
     def __post_init__(self) -> None:
         _positive(width=self.width, dim=self.dim)
 
-    def make(self, channels: int) -> tuple[nn.Module, int]:
-        """The network for images of `channels` channels, at least 4x4 pixels, and its `dim`."""
+    def make(self, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
+        """The network for images of `shape` (C, H, W), at least 4x4 pixels, and its `dim`."""
         w = self.width
         layers: list[nn.Module] = []
-        sizes = [channels, w, 2 * w, 4 * w, self.dim]
+        sizes = [shape[0], w, 2 * w, 4 * w, self.dim]
         for fan_in, fan_out, stride in zip(sizes, sizes[1:], (1, 2, 2, 1), strict=False):
             layers += [_conv3(fan_in, fan_out, stride, self.norm), norm2d(self.norm, fan_out), nn.ReLU()]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), self.dim
@@ -56,16 +58,17 @@ class ResNet18:
         He et al. 2016, arXiv:1512.03385; the stem as in Chen et al. 2020, arXiv:2002.05709, appendix B.9.
     """
 
+    modality: ClassVar[str] = "images"
     width: int = 64
     norm: str = "group"
 
     def __post_init__(self) -> None:
         _positive(width=self.width)
 
-    def make(self, channels: int) -> tuple[nn.Module, int]:
-        """The network for images of `channels` channels, at least 8x8 pixels, and its feature size."""
+    def make(self, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
+        """The network for images of `shape` (C, H, W), at least 8x8 pixels, and its feature size."""
         w = self.width
-        layers: list[nn.Module] = [_conv3(channels, w, 1, self.norm), norm2d(self.norm, w), nn.ReLU()]
+        layers: list[nn.Module] = [_conv3(shape[0], w, 1, self.norm), norm2d(self.norm, w), nn.ReLU()]
         fan_in = w
         for stage in range(4):
             fan_out, stride = w << stage, 1 if stage == 0 else 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,8 @@ class ImageViews:
         Chen et al. 2020, arXiv:2002.05709, appendix A and B.9.
     """
 
+    modality: ClassVar[str] = "images"
+    reads: ClassVar[str] = "float images in [0, 1], shape (batch, channels, height, width)"
     crop: tuple[float, ...] = (0.2, 1.0)
     aspect: tuple[float, ...] = (0.75, 1.3333)
     rotation: float = 0.0
