@@ -55,6 +55,14 @@ OF_THE_BATCH = ("vicreg", "barlow_twins", "decorrelation")
 NEEDS_TWO = ("vicreg", "barlow_twins", "spectral")
 STOPPED = ("dino", "negative_cosine")  # no gradient to the second batch
 UNREAD = ("instance_discrimination", "negative_weights", "decorrelation")  # no second batch
+ALONE = (
+    *STOPPED,
+    "negative_similarity dot",
+    "masked_reconstruction",
+    "negative_weights",
+    "instance_discrimination",  # but its bank holds the other examples
+    "info_nce queue",  # and so does the queue
+)
 every = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -97,6 +105,17 @@ def test_permuting_the_batch_permutes_the_losses(name: str, b: int, seed: int) -
     else:
         assert out.shape == ((b, D) if name == "negative_weights" else (b,))
         torch.testing.assert_close(moved, out[order])
+
+
+@every
+def test_which_losses_read_one_example_at_a_time(name: str) -> None:
+    """What example-level privacy may rest on; all other losses couple the examples of a batch."""
+    x, y, rows = pair(4)
+    whole = LOSSES[name](x, y, rows, 0.5)
+    if name in NEEDS_TWO + OF_THE_BATCH:
+        return
+    alone = torch.cat([LOSSES[name](x[i : i + 1], y[i : i + 1], rows[i : i + 1], 0.5) for i in range(4)])
+    assert torch.allclose(alone, whole) is (name in ALONE)
 
 
 @every
