@@ -13,7 +13,7 @@ from fedssl import schedules, seeds
 from fedssl.diagnostics import feature_std
 from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
-from fedssl.method import Augment, Batch, Examples, LossOutput, SSLMethod, Step
+from fedssl.method import Augment, Batch, Examples, LossOutput, MultiCrop, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.norms import commit_statistics, discard_statistics
 
@@ -31,6 +31,7 @@ class Local:
     schedule: str = "cosine"
     warmup: float = 0.05  # share of the run
     clip_norm: float | None = None
+    decorrelation: float = 0.0  # weight of FedDecorr's term, added to any method's loss
     precision: str = "float32"
 
     def __post_init__(self) -> None:
@@ -42,6 +43,8 @@ class Local:
             raise ConfigError(f"local.lr={self.lr} is not a learning rate: give a positive number")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"local.warmup={self.warmup} is a share of the run: give a number in [0, 1)")
+        if self.decorrelation < 0:
+            raise ConfigError(f"local.decorrelation={self.decorrelation} rewards correlation: give 0 or more")
         for name, value, allowed in (
             ("optimizer", self.optimizer, ("sgd", "adamw")),
             ("schedule", self.schedule, ("cosine", "constant")),
@@ -119,7 +122,10 @@ def fit(
         step = Step(round, rounds, i, len(batches))
         for group in optimizer.param_groups:
             group["lr"] = schedules.learning_rate(step.progress, local.lr, local.schedule, local.warmup)
-        views = augment.views(data.batch(index), pixels, method.views)
+        examples = data.batch(index)
+        views = [*augment.views(examples, pixels, method.views)]
+        if method.local_views and isinstance(augment, MultiCrop):
+            views += augment.local_views(examples, pixels, method.local_views)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=local.precision == "bf16"):
             out = gradient.backward(method, model, Batch(views, index), step, noise)

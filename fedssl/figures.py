@@ -59,7 +59,7 @@ STYLE = {
 _BUBBLES = 20  # clients and classes up to which a bubble is legible; beyond, a map of colours
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Let a function draw in our style, and leave matplotlib's settings as they were."""
 
     @wraps(draw)
@@ -70,13 +70,13 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled
 
 
-def _new(height: float = 2.9, **panels: Any) -> tuple[Figure, Any]:
+def new(height: float = 2.9, **panels: Any) -> tuple[Figure, Any]:
     """A figure one column wide (4.4 inches) and its panels."""
     figure = Figure(figsize=(4.4, height), layout="constrained", dpi=150)
     return figure, figure.subplots(**panels)
 
 
-def _plain(name: object, limit: int = 40) -> str:
+def plain(name: object, limit: int = 40) -> str:
     """A name as the font can show it: no formula, no glyph that is missing, not too long."""
     glyphs = get_font(findfont("DejaVu Sans"))
     shown = "".join(c if glyphs.get_char_index(ord(c)) else "□" for c in str(name))
@@ -115,36 +115,36 @@ def _by_round(axes: Axes, ylabel: str) -> None:
         axes.set_xlim(low - 0.5, high + 0.5)
 
 
-def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
+def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
     """The legend above all panels, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.2, handlelength=2.4)
 
 
-@_styled
+@styled
 def loss_curve(rows: Sequence[Row]) -> Figure:
     """Training loss by round: the mean of the clients, weighted by their examples."""
-    figure, axes = _new()
+    figure, axes = new()
     _line(axes, rows, "loss", 0, "loss")
     _by_round(axes, "training loss (mean of clients)")
     return figure
 
 
-@_styled
+@styled
 def probe_curve(rows: Sequence[Row], random_encoder: float | None = None) -> Figure:
     """kNN accuracy by round: the merged encoder, the clients' before the merge, and the encoder before training."""
-    figure, axes = _new()
+    figure, axes = new()
     _line(axes, rows, "knn_accuracy", 0, "merged", 100)
     _line(axes, rows, "client_knn_accuracy", 1, "clients before merging", 100)
     if random_encoder is not None:
         axes.axhline(100 * random_encoder, color="#555555", linestyle=":", label="random encoder")
     _by_round(axes, "kNN accuracy (%)")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
-@_styled
+@styled
 def collapse_curve(rows: Sequence[Row], dim: int | None = None) -> Figure:
     """Effective rank and feature spread by round, merged and before the merge; dotted where collapse begins.
 
@@ -152,7 +152,7 @@ def collapse_curve(rows: Sequence[Row], dim: int | None = None) -> Figure:
         rows: of metrics.jsonl.
         dim: D, the number of features; without it the standard deviation is not scaled and no limit is drawn.
     """
-    figure, (upper, lower) = _new(4.3, nrows=2, sharex=True)
+    figure, (upper, lower) = new(4.3, nrows=2, sharex=True)
     scale = math.sqrt(dim) if dim else 1.0
     for axes, key, factor in ((upper, "rankme", 1.0), (lower, "feature_std", scale)):
         _line(axes, rows, key, 0, "merged", factor)
@@ -163,40 +163,40 @@ def collapse_curve(rows: Sequence[Row], dim: int | None = None) -> Figure:
             axes.axhline(limit, color="#555555", linestyle=":", label="alarm below")
     upper.set_ylabel("effective rank (RankMe)" + (f"\nof {dim} dimensions" if dim else ""))
     _by_round(lower, "feature std · √D\n(1 = even spread)" if dim else "feature std")
-    _legend(figure, upper)
+    legend(figure, upper)
     return figure
 
 
-@_styled
+@styled
 def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
     """Eigenvalues of the feature covariance, divided by the largest: a cliff is dimensional collapse."""
-    figure, axes = _new()
+    figure, axes = new()
     for i, (name, eigenvalues) in enumerate(spectra.items()):
         values = [v for v in eigenvalues if v is not None and v > 0]
         if values:
             rows = [{"round": at, "value": v / values[0]} for at, v in enumerate(values, 1)]
-            _line(axes, rows, "value", i, _plain(name))
+            _line(axes, rows, "value", i, plain(name))
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))
     axes.set_xlabel("index of the eigenvalue")
     axes.set_ylabel("eigenvalue / largest")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
-@_styled
+@styled
 def split_picture(split: Mapping[str, Any]) -> Figure:
     """Who holds what: examples of each class on each client, below the bars of the sizes."""
     sizes = np.asarray(split["sizes"])
     if "counts" not in split:
-        figure, axes = _new(2.4)
+        figure, axes = new(2.4)
         _sizes(axes, sizes)
         axes.set_xlabel("client")
         return figure
     counts = np.asarray(split["counts"]).T  # (classes, clients)
     shape = {"sharex": True, "gridspec_kw": {"height_ratios": [1, 3]}}
-    figure, (upper, lower) = _new(min(4.4, 2.2 + 0.22 * len(counts)), nrows=2, **shape)
+    figure, (upper, lower) = new(min(4.4, 2.2 + 0.22 * len(counts)), nrows=2, **shape)
     _sizes(upper, sizes)
     if max(counts.shape) <= _BUBBLES:
         classes, clients = np.nonzero(counts)
@@ -229,14 +229,14 @@ def _sizes(axes: Axes, sizes: np.ndarray) -> None:
 def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
     step = math.ceil(len(classes) / _BUBBLES)
     at = list(range(0, len(classes), step))
-    axes.set_yticks(at, [_plain(classes[i], 14) for i in at], fontsize=7 if len(classes) > 12 else 8)
+    axes.set_yticks(at, [plain(classes[i], 14) for i in at], fontsize=7 if len(classes) > 12 else 8)
 
 
-@_styled
+@styled
 def few_labels(probes: Mapping[str, Mapping[str, float]]) -> Figure:
     """Probe accuracy by the number of labels: one bar an encoder; the whiskers are one std over draws of the labels."""
     shown = [(key, label) for key, label in PROBES if any(f"{key}_accuracy" in p for p in probes.values())]
-    figure, axes = _new(1.1 + 0.52 * len(shown))
+    figure, axes = new(1.1 + 0.52 * len(shown))
     height = 0.8 / len(probes)
     for i, (name, values) in enumerate(probes.items()):
         here = [(at, key) for at, (key, _) in enumerate(shown) if values.get(f"{key}_accuracy") is not None]
@@ -250,18 +250,18 @@ def few_labels(probes: Mapping[str, Mapping[str, float]]) -> Figure:
             edgecolor="white" if i == 0 else "#333333",
             linewidth=0.6,
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
-            label=_plain(name),
+            label=plain(name),
         )
     axes.set_yticks(range(len(shown)), [label for _, label in shown])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.set_xlim(0, 100)
     axes.set_xlabel("test accuracy (%)")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
-@_styled
+@styled
 def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str, scale: float = 1.0) -> Figure:
     """One curve a configuration: the mean over its runs, and the band from the lowest run to the highest.
 
@@ -271,7 +271,7 @@ def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str,
         label: of the vertical axis, with its unit.
         scale: 100 for percent.
     """
-    figure, axes = _new(2.6 + 0.17 * len(curves))
+    figure, axes = new(2.6 + 0.17 * len(curves))
     for i, (name, runs) in enumerate(curves.items()):
         by_round: dict[int, list[float]] = {}
         for rows in runs:
@@ -280,12 +280,12 @@ def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str,
         everyone = max(map(len, by_round.values()), default=0)  # a round that a run has not reached is left out
         known = {at: values for at, values in sorted(by_round.items()) if len(values) == everyone}
         means = [{"round": at, key: float(np.mean(values))} for at, values in known.items()]
-        _line(axes, means, key, i, _plain(name, 60), scale)
+        _line(axes, means, key, i, plain(name, 60), scale)
         if everyone > 1:
             low, high = ([scale * f(values) for values in known.values()] for f in (min, max))
             axes.fill_between(list(known), low, high, color=COLOURS[i % len(COLOURS)], alpha=0.18, linewidth=0)
     _by_round(axes, label)
-    _legend(figure, axes, 1)
+    legend(figure, axes, 1)
     return figure
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedssl.method import Batch, LossOutput, SSLMethod, Step
+from fedssl.errors import ConfigError
+from fedssl.method import Batch, LossOutput, SSLMethod, Step, View
 from fedssl.model import Model
+from fedssl.norms import has_batch_norm
 
 
 class GradientTransform(Protocol):
@@ -47,10 +49,30 @@ def balanced_batches(n: int, batch_size: int, epochs: int, rng: np.random.Genera
 
 @dataclass(frozen=True)
 class PlainGradient:
-    """No privacy: the gradient of the mean loss over shuffled epochs."""
+    """No privacy: the gradient of the mean loss over shuffled epochs.
+
+    Attributes:
+        micro_batch: examples whose activations the encoder holds at once, or null for the whole batch. The gradient is
+            the same: see `cached_backward`.
+    """
+
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ConfigError(f"privacy.micro_batch={self.micro_batch} holds no example: give at least 1, or null")
 
     def admit(self, method: SSLMethod, model: Model) -> None:
-        """Admit everything; nothing is claimed."""
+        """Admit everything, for nothing is claimed; but micro-batches need an encoder that reads example by example.
+
+        Raises:
+            ConfigError: micro-batches with batch normalisation in the encoder.
+        """
+        if self.micro_batch is not None and has_batch_norm(model["encoder"]):
+            raise ConfigError(
+                "privacy.micro_batch cuts batches for the encoder, whose batch normalisation needs them whole: "
+                "use encoder.norm=group or layer, or privacy.micro_batch=null"
+            )
 
     def batches(self, n: int, batch_size: int, epochs: int, rng: np.random.Generator) -> Iterator[Tensor]:
         """See `balanced_batches`."""
@@ -60,6 +82,53 @@ class PlainGradient:
         self, method: SSLMethod, model: Model, batch: Batch, step: Step, rng: np.random.Generator
     ) -> LossOutput:
         """Differentiate the batch's loss."""
+        if self.micro_batch is not None:
+            return cached_backward(method, model, batch, step, self.micro_batch)
         out = method.loss(model, batch, step)
         out.loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature is untyped
         return out
+
+
+def cached_backward(method: SSLMethod, model: Model, batch: Batch, step: Step, size: int) -> LossOutput:
+    """Differentiate a loss over the whole batch with the encoder's activations of `size` examples at a time.
+
+    Gradient caching (Gao et al. 2021, https://arxiv.org/abs/2101.06983): features without a graph, the loss and its
+    gradient at the features, then the encoder again, piece by piece, with those gradients. Contrastive losses keep all
+    their negatives; the price is one more forward pass of the encoder. The heads see the whole batch.
+    """
+    student = _Cached(model["encoder"], size)
+    parts: dict[str, nn.Module] = {**dict(model.items()), "encoder": student}
+    for part in method.parts:
+        if "encoder" in part.follows:
+            follower = model[part.name]
+            pieces = {name: follower.get_submodule(name) for name in part.follows}
+            parts[part.name] = nn.ModuleDict({**pieces, "encoder": _Cached(pieces["encoder"], size)})
+    out = method.loss(nn.ModuleDict(parts), batch, step)
+    out.loss.backward()  # type: ignore[no-untyped-call]
+    for view, features in student.seen:
+        if features.grad is not None:
+            for piece, gradient in zip(split(view, size), split(features.grad, size), strict=True):
+                model["encoder"](piece).backward(gradient)
+    return out
+
+
+class _Cached(nn.Module):
+    """An encoder that runs in pieces without a graph and remembers its features as leaves."""
+
+    def __init__(self, encoder: nn.Module, size: int) -> None:
+        super().__init__()
+        self.encoder, self.size = encoder, size
+        self.seen: list[tuple[View, Tensor]] = []
+
+    def forward(self, view: View) -> Tensor:
+        with torch.no_grad():
+            features = torch.cat([self.encoder(piece) for piece in split(view, self.size)])
+        if torch.is_grad_enabled():
+            self.seen.append((view, features.requires_grad_()))
+        return features
+
+
+def split(view: View, size: int) -> Sequence[View]:
+    """Consecutive pieces of at most `size` examples; what is not a tensor splits itself."""
+    pieces: Sequence[View] = view.split(size)
+    return pieces

@@ -1,10 +1,14 @@
-"""Projectors and predictors: small multi-layer perceptrons on top of an encoder."""
+"""Projectors and predictors: small multi-layer perceptrons on top of an encoder, and the pass through both."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
+from fedssl.method import View
+from fedssl.model import Model
 from fedssl.norms import norm1d
 
 
@@ -32,3 +36,9 @@ def mlp(
     if norm_last:
         modules.append(norm1d(norm, outputs))
     return nn.Sequential(*modules)
+
+
+def embed(model: Model, views: Sequence[View]) -> tuple[list[Tensor], list[Tensor]]:
+    """Features (B, dim) and projections (B, out) of each view, by the model's encoder and projector."""
+    features = [model["encoder"](view) for view in views]
+    return features, [model["projector"](x) for x in features]

@@ -15,9 +15,10 @@ import numpy as np
 from fedssl import seeds
 from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
+from fedssl.decorrelated import Decorrelated
 from fedssl.errors import ConfigError
 from fedssl.gradient import GradientTransform
-from fedssl.method import Augment, SSLMethod
+from fedssl.method import Augment, MultiCrop, SSLMethod
 from fedssl.partition import Partition, Splittable
 
 
@@ -115,8 +116,9 @@ class Job:
 
     @cached_property
     def method(self) -> SSLMethod:
-        """The self-supervised method."""
-        return cast(SSLMethod, build(self.tree["method"], "method"))
+        """The self-supervised method, with the decorrelation that `local` asks for."""
+        method = cast(SSLMethod, build(self.tree["method"], "method"))
+        return Decorrelated(method, self.local.decorrelation) if self.local.decorrelation else method
 
     @cached_property
     def encoder(self) -> Any:
@@ -193,6 +195,8 @@ class Job:
                 f"{method} makes no sense on {modality}: it takes {', '.join(self.method.modalities)}; "
                 "choose another method"
             )
+        if self.method.local_views and not isinstance(self.data.augment, MultiCrop):
+            raise ConfigError(f"method.local_views crops, which {data} cannot: use method.local_views=0")
         if self.method.reads_public and self.tree.get("public") is None:
             raise ConfigError(f"{method} as configured reads public examples and there are none: add data@public=NAME")
 

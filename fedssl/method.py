@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,11 @@ class LossOutput:
     aux: Mapping[str, Tensor]  # detached, for after_step; those of shape () are reported as the round's means
 
 
+def report(**values: float | Tensor) -> dict[str, Tensor]:
+    """Scalars for `aux` that a batch has decided; numbers, which the configuration has decided, are left out."""
+    return {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
+
+
 class Examples(Protocol):
     """A client's unlabelled examples, already on the device that trains."""
 
@@ -80,6 +85,13 @@ class Augment(Protocol):
     def plain(self, x: Any) -> View: ...
 
 
+@runtime_checkable
+class MultiCrop(Augment, Protocol):
+    """An augmentation that can also draw small crops."""
+
+    def local_views(self, x: Any, generator: torch.Generator, count: int) -> Sequence[View]: ...
+
+
 class SSLMethod(Protocol):
     """A frozen dataclass whose fields are the method's hyper-parameters; inherit it for the defaults.
 
@@ -87,7 +99,16 @@ class SSLMethod(Protocol):
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("images", "timeseries", "graphs", "pairs")
-    reads_public: ClassVar[bool] = False  # whether `after_merge` needs public examples
+
+    @property
+    def local_views(self) -> int:
+        """How many views of small crops follow the others (multi-crop); 0 unless a method asks for them."""
+        return 0
+
+    @property
+    def reads_public(self) -> bool:
+        """Whether `after_merge` needs public examples."""
+        return False
 
     @property
     def views(self) -> int:

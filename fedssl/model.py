@@ -120,7 +120,7 @@ def derive(model: Model, parts: Sequence[Part], keys: Collection[str]) -> None:
 
 
 @torch.no_grad()
-def ema_(model: Model, part: Part, decay: float) -> None:
+def ema_(model: Model, part: Part, decay: float | Tensor) -> None:
     """Move a teacher towards what it follows: teacher <- decay * teacher + (1 - decay) * student.
 
     Parameters and floating buffers are averaged, counters are copied.

@@ -74,6 +74,11 @@ def discard_statistics(model: nn.Module) -> None:
             module._pending.clear()
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether some layer normalises over the examples of a batch."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer: decided by its type, never by its name."""
     return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm)

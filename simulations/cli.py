@@ -16,8 +16,10 @@ usage: fedssl COMMAND ...
   pretrain [key=value ...]   run federated pretraining; -m sweeps, --cfg job shows the configuration
   resume RUN                 continue an interrupted run; gives the same bits as no interruption
   report RUN ...             write report.html of one run, or compare several [--out FILE]
+  study NAME [study.key=value ...] [key=value ...]
+                             measure a claim of the theory, centrally and federated; study.tiny=true for a look
   probe RUN                  measure the encoder of a finished run again
-  list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines
+  list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines, studies
   doctor                     what this machine can do
 
 Try: fedssl pretrain federation.rounds=10
@@ -46,6 +48,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         from simulations import inspect_runs
 
         return inspect_runs.probe(rest)
+    if command == "study":
+        from simulations import study
+
+        return study.main(rest)
     if command == "list":
         from simulations import inspect_install
 
@@ -54,7 +60,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         from simulations import inspect_install
 
         return inspect_install.doctor(rest)
-    print(f"error: {command!r} is not a command: use pretrain, resume, report, probe, list or doctor", file=sys.stderr)
+    print(
+        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, list or doctor",
+        file=sys.stderr,
+    )
     return 2
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from fedssl import config
 from fedssl.errors import ConfigError
 
-_PLURALS = {"strategies": "strategy", "privacies": "privacy"}
+_PLURALS = {"strategies": "strategy", "privacies": "privacy", "studies": "study"}
 
 
 def list_options(arguments: Sequence[str]) -> int:

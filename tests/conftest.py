@@ -37,6 +37,21 @@ TINY = (
 )
 
 
+def fields_of(method: str) -> set[str]:
+    """The options that a method's yaml lists."""
+    text = (config.conf_dir() / "method" / f"{method}.yaml").read_text()
+    return {line.partition(":")[0] for line in text.splitlines() if line[:1].isalpha()}
+
+
+def tiny(*overrides: str) -> list[str]:
+    """The options of a tiny run; overrides come last and win; what the chosen method does not have is left out."""
+    method = next((o.removeprefix("method=") for o in overrides if o.startswith("method=")), "simclr")
+    chosen = {o.split("=")[0] for o in overrides}
+    known = fields_of(method)
+    base = [o for o in TINY if o.split("=")[0] not in chosen]
+    return [*(o for o in base if not o.startswith("method.") or o[7:].split("=")[0] in known), *overrides]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
@@ -48,8 +63,7 @@ def plan(tmp_path: Path) -> Callable[..., Plan]:
     """A plan of a tiny run in this test's folder; overrides come last and win."""
 
     def compose(*overrides: str, name: str = "run") -> Plan:
-        chosen = {o.split("=")[0] for o in overrides}
-        base = [o for o in TINY if o.split("=")[0] not in chosen]
+        base = tiny(*overrides)[: -len(overrides) or None]
         if any(o in ("engine=ray",) for o in overrides):
             base.remove("engine.workers=2")
         if any(o.startswith("partition=") for o in overrides):

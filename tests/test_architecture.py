@@ -18,8 +18,11 @@ LAYERS = (
         "norms",
         "model",
         "method",
+        "keys",
         "losses",
-        "queue",
+        "teacher",
+        "theory",
+        "temperature",
         "heads",
         "schedules",
         "diagnostics",
@@ -27,9 +30,9 @@ LAYERS = (
         "modalities",
         "datasets",
     },
-    {"methods", "gradient", "client"},
+    {"methods", "decorrelated", "gradient", "client"},
     {"job", "setup", "rundir", "progress"},
-    {"evaluation", "export", "baselines", "figures", "page", "record", "report"},
+    {"evaluation", "export", "baselines", "figures", "charts", "page", "record", "report"},
     {"config"},
     {"flower"},
 )
@@ -78,7 +81,7 @@ def test_imports_follow_the_layers(name: str) -> None:
         if root in ("hydra", "omegaconf"):
             assert module == "fedssl.config" or module.startswith("simulations"), f"{module} imports {root}"
         if root == "matplotlib":
-            assert module in ("fedssl.figures", "fedssl.report"), f"{module} imports matplotlib"
+            assert module in ("fedssl.figures", "fedssl.charts", "fedssl.report"), f"{module} imports matplotlib"
         if root == "opacus":
             assert module.startswith("fedssl.privacy"), f"{module} imports opacus"
         if root == "torch" and module.startswith("fedssl.") and runtime and module != "fedssl.seeds":

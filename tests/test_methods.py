@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_same
+from conftest import assert_same, tiny
 
 from fedssl import config
 from fedssl.client import FitResult, Local, fit
@@ -24,7 +24,7 @@ STEP = Step(round=1, rounds=10, step=0, steps=5)
 
 
 def job_of(method: str, *overrides: str) -> Job:
-    return config.compose([*TINY, f"method={method}", *overrides]).job
+    return config.compose(tiny(f"method={method}", *overrides)).job
 
 
 def batch_of(job: Job, n: int, seed: int = 0) -> Batch:
@@ -34,7 +34,10 @@ def batch_of(job: Job, n: int, seed: int = 0) -> Batch:
 
 
 def model_of(job: Job, n: int = 16) -> Model:
-    return build_model(job, (3, 8, 8), n).train()
+    """A model as a client has it before its first step: banks are filled."""
+    model = build_model(job, (3, 8, 8), n).train()
+    job.method.after_merge(model, job.data.load().train.shard(np.arange(n), 0), None, job.data.augment, STEP)
+    return model
 
 
 def fit_one(job: Job, model: Model, *, n: int = 16, round: int = 1, local: Local | None = None) -> FitResult:
@@ -182,12 +185,11 @@ def test_the_loss_falls(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_small_clients_train_or_are_refused(name: str, n: int) -> None:
     job = job_of(name, "local.batch_size=8")
-    model = model_of(job, n)
-    uses_batch_norm = getattr(job.method, "norm", "none") == "batch"
-    if n == 1 and uses_batch_norm:
+    if n == 1 and getattr(job.method, "norm", "none") == "batch":
         with pytest.raises(ConfigError, match="norm=group"):
-            fit_one(job, model, n=n)
+            fit_one(job, model_of(job, n), n=n)
         return
+    model = model_of(job, n)
     result = fit_one(job, model, n=n)
     assert result.examples == n
     assert result.steps == -(-n // 8)

@@ -24,6 +24,7 @@ VIEWS = ImageViews(
     hue=0.0,
     grey=0.0,
     noise=0.05,
+    local_crop=(0.3, 0.6),
     padding="zeros",
     mean=(0.305,),
     std=(0.376,),

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import torch
 from torch import nn
 
-from fedssl.errors import ConfigError
+from fedssl import temperature as rules
 from fedssl.heads import mlp
+from fedssl.keys import KeyQueue, check_on_merge
 from fedssl.losses import info_nce
-from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
-from fedssl.model import Model, ema_, frozen
+from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step, report
+from fedssl.model import Model
 from fedssl.parts import Coupling, Part, Share
-from fedssl.queue import KeyQueue
+from fedssl.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 
 
 @dataclass(frozen=True)
@@ -22,53 +22,66 @@ class MoCo(SSLMethod):
     """MoCo v2 (He et al. 2020, https://arxiv.org/abs/1911.05722; Chen et al. 2020, https://arxiv.org/abs/2003.04297).
 
     The query is the student's projection of view 0, the positive the teacher's of view 1, the negatives are the queue
-    alone. The queue holds embeddings of single examples, so it stays on its client and survives its rounds; keys from
-    before a merge are stale, which a short queue forgets soon. Batch statistics can tell this batch's keys from older
-    ones, which is why the authors shuffle batches across GPUs; a client has one device, so they stay. On the digits
-    under label skew the head is better with them than without.
+    alone. The queue holds embeddings of single examples, so it stays on its client and survives its rounds. Batch
+    statistics can tell this batch's keys from older ones, which is why the authors shuffle batches across GPUs; a
+    client has one device, so they stay. On the digits under label skew the head is better with them than without.
+
+    Attributes:
+        temperature: a number, a word (cosine, target_probability, max_snr) or a rule of `fedssl.temperature`.
+        similarity: cosine or dot.
+        queue: keys held.
+        on_merge: what a client does with keys of before a merge, which are stale: keep them, clear them, or reencode
+            their examples with the merged teacher.
+        decay, decay_schedule: of the teacher: constant, cosine or adaptive.
+        hidden, out, layers, norm: of the projector.
     """
 
-    temperature: float = 0.2
+    temperature: float | str | rules.Rule = 0.2
+    similarity: str = "cosine"
     queue: int = 256
+    on_merge: str = "keep"
     decay: float = 0.99
+    decay_schedule: str = "constant"
     hidden: int = 128
     out: int = 64
+    layers: int = 2
     norm: str = "batch"
     views: ClassVar[int] = 2
-    teacher: ClassVar[Part] = Part("teacher", trainable=False, share=Share.derived, follows=("encoder", "projector"))
-    parts: ClassVar[tuple[Part, ...]] = (
-        Part("encoder"),
-        Part("projector"),
-        teacher,
-        Part("queue", trainable=False, share=Share.local, holds_examples=True),
-    )
     coupling: ClassVar[Coupling] = Coupling.history
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay <= 1:
-            raise ConfigError(
-                f"method.decay={self.decay} is not a decay: it is the teacher's share of itself, in [0, 1]"
-            )
+        rules.rule(self.temperature)
+        check_decay(self.decay, self.decay_schedule)
+        check_on_merge(self.on_merge)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Encoder and projector, their teacher, and the queue, which stays at home."""
+        queue = Part("queue", trainable=False, share=Share.local, holds_examples=True)
+        return (Part("encoder"), Part("projector"), *teacher_parts(self.decay_schedule), queue)
 
     def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
         """Encoder, projector, a teacher that starts equal to them, and an empty queue."""
-        projector = mlp(sizes.dim, self.hidden, self.out, norm=self.norm)
-        teacher = frozen({"encoder": encoder, "projector": projector})
-        parts = {"encoder": encoder, "projector": projector, "teacher": teacher}
-        return nn.ModuleDict({**parts, "queue": KeyQueue(self.queue, self.out)})
+        projector = mlp(sizes.dim, self.hidden, self.out, norm=self.norm, layers=self.layers)
+        student: dict[str, nn.Module] = {"encoder": encoder, "projector": projector}
+        teacher = teacher_modules(student, self.decay_schedule)
+        return nn.ModuleDict({**student, **teacher, "queue": KeyQueue(self.queue, self.out)})
 
     def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
         """InfoNCE of each query with its key and the queue."""
         h = model["encoder"](batch.views[0])  # (B, dim)
         query = model["projector"](h)  # (B, out)
-        teacher = model["teacher"]
-        with torch.no_grad():
-            key = teacher.get_submodule("projector")(teacher.get_submodule("encoder")(batch.views[1]))  # (B, out)
+        key = Target(model)(batch.views[1])  # (B, out)
         keys = cast(KeyQueue, model["queue"]).keys.clone()  # a later push must not change what backward reads
-        loss = info_nce(query, key, keys, temperature=self.temperature).mean()
-        return LossOutput(loss, None, h, {"keys": key.detach()})
+        t = rules.choose(rules.rule(self.temperature), query, key, keys, step.progress, self.similarity)
+        loss = info_nce(query, key, keys, temperature=t, similarity=self.similarity).mean()
+        return LossOutput(loss, None, h, {"keys": key, "index": batch.index, **report(temperature=t)})
 
     def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
         """Move the teacher, and put its keys into the queue."""
-        ema_(model, self.teacher, self.decay)
-        cast(KeyQueue, model["queue"]).push(out.aux["keys"])
+        follow(model, step, self.decay, self.decay_schedule)
+        cast(KeyQueue, model["queue"]).push(out.aux["keys"], out.aux["index"])
+
+    def after_merge(self, model: Model, own: Examples, public: Examples | None, augment: Augment, step: Step) -> None:
+        """Keep, clear or reencode the queue."""
+        cast(KeyQueue, model["queue"]).refresh(self.on_merge, Target(model), own, augment)

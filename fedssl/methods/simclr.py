@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from fedssl.heads import mlp
+from fedssl import temperature as rules
+from fedssl.heads import embed, mlp
 from fedssl.losses import nt_xent
-from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
+from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step, report
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
 
@@ -20,23 +21,34 @@ class SimCLR(SSLMethod):
 
     The projector has batch normalisation, as in the authors' code. With a batch of one example there is nothing to
     contrast: without that normalisation the loss and its gradient are 0, with it such a batch is refused.
+
+    Attributes:
+        temperature: a number, a word (cosine, target_probability, max_snr) or a rule of `fedssl.temperature`.
+        similarity: cosine or dot.
+        hidden, out, layers, norm: of the projector.
     """
 
-    temperature: float = 0.5
+    temperature: float | str | rules.Rule = 0.5
+    similarity: str = "cosine"
     hidden: int = 128
     out: int = 64
+    layers: int = 2
     norm: str = "batch"
     views: ClassVar[int] = 2
     parts: ClassVar[tuple[Part, ...]] = (Part("encoder"), Part("projector"))
     coupling: ClassVar[Coupling] = Coupling.batch
 
+    def __post_init__(self) -> None:
+        rules.rule(self.temperature)
+
     def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
-        """Encoder and a two-layer projector."""
-        return nn.ModuleDict({"encoder": encoder, "projector": mlp(sizes.dim, self.hidden, self.out, norm=self.norm)})
+        """Encoder and projector."""
+        projector = mlp(sizes.dim, self.hidden, self.out, norm=self.norm, layers=self.layers)
+        return nn.ModuleDict({"encoder": encoder, "projector": projector})
 
     def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
         """NT-Xent of the two projections, mean over the batch."""
-        h = [model["encoder"](view) for view in batch.views]  # 2 x (B, dim)
-        z = [model["projector"](x) for x in h]  # 2 x (B, out)
-        loss = nt_xent(z[0], z[1], temperature=self.temperature).mean()
-        return LossOutput(loss, None, h[0], {})
+        h, (first, second) = embed(model, batch.views)
+        t = rules.choose(rules.rule(self.temperature), first, second, None, step.progress, self.similarity)
+        loss = nt_xent(first, second, temperature=t, similarity=self.similarity).mean()
+        return LossOutput(loss, None, h[0], report(temperature=t))

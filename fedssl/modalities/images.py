@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -36,6 +37,8 @@ class ImageViews:
         blur: probability of a Gaussian blur.
         blur_sigma: smallest and largest standard deviation in pixels.
         noise: standard deviation of added Gaussian noise, on the 0-1 scale.
+        local_crop: share of the area that local views keep (multi-crop); read where a method asks for them.
+        local_size: their side as a share of the image's.
         padding: what lies outside the image: "border" repeats the edge, "zeros" is black.
         mean: normalisation, one number per channel: their number says how many channels the images have.
         std: one number per channel, or one for all.
@@ -63,6 +66,8 @@ class ImageViews:
     blur: float = 0.0
     blur_sigma: tuple[float, ...] = (0.1, 2.0)
     noise: float = 0.0
+    local_crop: tuple[float, ...] = (0.05, 0.4)
+    local_size: float = 0.5
     padding: str = "border"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
@@ -76,6 +81,8 @@ class ImageViews:
         _within("rotation", self.rotation, 0.0, 180.0, "it is an angle in degrees")
         _within("hue", self.hue, 0.0, 0.5, "it is a share of the colour circle")
         _interval("crop", self.crop, 1.0)
+        _interval("local_crop", self.local_crop, 1.0)
+        _within("local_size", self.local_size, 0.01, 1.0, "it is a share of the side")
         _interval("aspect", self.aspect, math.inf)
         _interval("blur_sigma", self.blur_sigma, math.inf)
         if self.padding not in ("border", "zeros"):
@@ -106,6 +113,16 @@ class ImageViews:
         """
         return [self._view(x, generator) for _ in range(count)]
 
+    def local_views(self, x: Tensor, generator: torch.Generator, count: int) -> list[Tensor]:
+        """Draws `count` views of small crops at a lower resolution (multi-crop, Caron et al. 2020, arXiv:2006.09882).
+
+        Returns:
+            `count` normalised tensors (B, C, h, w), h and w the share `local_size` of H and W, at least 4.
+        """
+        sides = [max(4, round(side * self.local_size)) for side in x.shape[2:]]
+        small = replace(self, crop=self.local_crop)
+        return [small._view(x, generator, sides) for _ in range(count)]
+
     def plain(self, x: Tensor) -> Tensor:
         """Only normalises: (B, C, H, W) in [0, 1] to zero mean and unit variance, for evaluation.
 
@@ -120,9 +137,9 @@ class ImageViews:
         mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
 
-    def _view(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        if self._warps():
-            x = warp(x, self._affine(x, generator), self.padding)
+    def _view(self, x: Tensor, generator: torch.Generator, sides: Sequence[int] | None = None) -> Tensor:
+        if self._warps() or sides:
+            x = warp(x, self._affine(x, generator), self.padding, sides)
         if self._colours():
             x = self._recolour(x, generator)
         if self.blur > 0:
@@ -200,9 +217,12 @@ class ImageViews:
         return x
 
 
-def warp(x: Tensor, theta: Tensor, padding: str = "border") -> Tensor:
-    """Samples (B, C, H, W) bilinearly at the (B, 2, 3) affine maps of the output grid; the identity returns x."""
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+def warp(x: Tensor, theta: Tensor, padding: str = "border", sides: Sequence[int] | None = None) -> Tensor:
+    """Samples (B, C, H, W) bilinearly at the (B, 2, 3) affine maps of the output grid; the identity returns x.
+
+    The output has the sides of x, or those given.
+    """
+    grid = F.affine_grid(theta, [*x.shape[:2], *(sides or x.shape[2:])], align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 

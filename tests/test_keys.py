@@ -15,7 +15,7 @@ from fedssl import seeds
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.flower import state_files
-from fedssl.queue import KeyQueue
+from fedssl.keys import KeyQueue
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -24,7 +24,7 @@ def test_the_queue_holds_the_last_keys(size: int, batches: list[int]) -> None:
     queue, pushed = KeyQueue(size, 3), []
     for i, count in enumerate(batches):
         keys = torch.randn(count, 3, generator=seeds.torch_stream(0, "keys", i))
-        queue.push(keys)
+        queue.push(keys, torch.full((count,), i))
         pushed += list(torch.nn.functional.normalize(keys, dim=1))
     assert int(queue.pushed) == len(pushed)
     held = {tuple(row.tolist()) for row in queue.keys if row.abs().sum() > 0}

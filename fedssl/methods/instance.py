@@ -1,0 +1,75 @@
+"""Instance discrimination: recognise each example among all of the client's, by a memory bank of their keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+from torch import nn
+
+from fedssl import temperature as rules
+from fedssl.heads import mlp
+from fedssl.keys import KeyBank, check_on_merge
+from fedssl.losses import instance_discrimination
+from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step, report
+from fedssl.model import Model
+from fedssl.parts import Coupling, Part, Share
+
+
+@dataclass(frozen=True)
+class InstanceDiscrimination(SSLMethod):
+    """Instance discrimination (Wu et al. 2018, https://arxiv.org/abs/1805.01978) with the full softmax.
+
+    Each example is a class of its own, whose weight is the key stored for it. The bank has one key an example, so its
+    size is the client's, and it stays on its client. `theory.imprint_classifier` makes a classifier of such keys.
+
+    Attributes:
+        temperature: a number, or a word or rule of `fedssl.temperature`; rules see the bank as negatives.
+        momentum: a stored key's share of itself when its example is seen, in [0, 1].
+        on_merge: keep the stale keys, clear them, or reencode all examples with the merged weights. A bank that was
+            never filled is always filled first.
+        hidden, out, layers, norm: of the projector.
+    """
+
+    temperature: float | str | rules.Rule = 0.1
+    momentum: float = 0.5
+    on_merge: str = "keep"
+    hidden: int = 128
+    out: int = 64
+    layers: int = 2
+    norm: str = "batch"
+    views: ClassVar[int] = 1
+    parts: ClassVar[tuple[Part, ...]] = (
+        Part("encoder"),
+        Part("projector"),
+        Part("bank", trainable=False, share=Share.local, holds_examples=True, sized=True),
+    )
+    coupling: ClassVar[Coupling] = Coupling.history
+
+    def __post_init__(self) -> None:
+        rules.rule(self.temperature)
+        check_on_merge(self.on_merge)
+
+    def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
+        """Encoder, projector and a bank without keys."""
+        projector = mlp(sizes.dim, self.hidden, self.out, norm=self.norm, layers=self.layers)
+        bank = KeyBank(sizes.examples, self.out)
+        return nn.ModuleDict({"encoder": encoder, "projector": projector, "bank": bank})
+
+    def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
+        """Cross-entropy of each example's own key among all keys of the bank."""
+        h = model["encoder"](batch.views[0])  # (B, dim)
+        z = model["projector"](h)  # (B, out)
+        bank = cast(KeyBank, model["bank"]).keys.clone()  # a later update must not change what backward reads
+        t = rules.choose(rules.rule(self.temperature), z, bank[batch.index], bank, step.progress, "cosine")
+        loss = instance_discrimination(z, bank, batch.index, temperature=t).mean()
+        return LossOutput(loss, None, h, {"keys": z.detach(), "index": batch.index, **report(temperature=t)})
+
+    def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
+        """Move the keys of the batch's examples towards what was just seen."""
+        cast(KeyBank, model["bank"]).update(out.aux["keys"], out.aux["index"], self.momentum)
+
+    def after_merge(self, model: Model, own: Examples, public: Examples | None, augment: Augment, step: Step) -> None:
+        """Fill a new bank; keep, clear or reencode an old one."""
+        student = nn.Sequential(model["encoder"], model["projector"])
+        cast(KeyBank, model["bank"]).refresh(self.on_merge, student, own, augment)

@@ -1,0 +1,1 @@
+"""Studies: what the theory claims, measured centrally and under federation; one study a file."""
