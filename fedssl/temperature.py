@@ -111,13 +111,14 @@ class TargetProbability:
     """The temperature at which the batch's mean softmax probability of the positive is p*.
 
     Of several temperatures the largest. Where none in the range reaches p*, the end that comes nearer. A batch is read
-    whole up to 64 anchors and 256 negatives; of a larger one every n-th of each is read.
+    whole up to 64 anchors and 256 negatives; of a larger one every n-th of each is read, and each negative counts for
+    those left out. That overestimates p where a few unseen ones would decide: below a third of their scores' deviation.
 
     Args:
         probability: p*, in (0, 1).
         lowest, highest: the range, 0 < lowest < highest.
-        fallback: used where temperature changes nothing: no negatives, all scores equal, scores that are not finite, an
-            empty batch.
+        fallback: used where nothing can be read: no negatives, scores that are all equal or so far apart that no
+            temperature changes the probabilities, scores that are not finite, an empty batch.
 
     Raises:
         ConfigError: a number out of range.
@@ -163,8 +164,7 @@ class MaxSNR:
         noise_floor: > 0, in units of the gradient (1 / score). Without a floor the best temperature is infinite; the
             larger it is, the lower the temperature.
         lowest, highest: the range, 0 < lowest < highest.
-        fallback: used where nothing can be read: one anchor (no variance), no negatives, all scores equal, scores that
-            are not finite, an empty batch.
+        fallback: used where nothing can be read: one anchor, which has no variance, and as by `TargetProbability`.
 
     Raises:
         ConfigError: a number out of range.
@@ -259,20 +259,16 @@ def choose(
         return value
     if not value.reads_scores:
         return value.at(anchor[:0, 0], anchor[:0], progress)
-    b, d = anchor.shape if anchor.ndim == 2 else (-1, -1)
-    own = () if negatives is None else tuple(negatives.shape)
-    if positive.shape != (b, d) or (negatives is not None and own not in ((own[0], d), (b, own[-2], d))):
+    own = None if negatives is None else tuple(negatives.shape)
+    fits = own is None or (len(own) in (2, 3) and (*own[:-2], own[-1]) in ((anchor.shape[-1],), tuple(anchor.shape)))
+    if anchor.ndim != 2 or positive.shape != anchor.shape or not fits:
         raise ConfigError(
             f"anchor is {tuple(anchor.shape)}, positive {tuple(positive.shape)} and negatives {own}, so they cannot be "
             "compared; pass (B, D), (B, D) and (K, D), (B, K, D) or None."
         )
     with torch.no_grad():
-        return value.at(*_scores(anchor, positive, negatives, similarity), progress=progress, count=_count(b, own))
-
-
-def _count(b: int, shape: tuple[int, ...]) -> int:
-    """How many negatives each anchor has."""
-    return shape[-2] if shape else max(b - 1, 0)
+        count = max(len(anchor) - 1, 0) if negatives is None else negatives.shape[-2]
+        return value.at(*_scores(anchor, positive, negatives, similarity), progress=progress, count=count)
 
 
 def _scores(anchor: Tensor, positive: Tensor, negatives: Tensor | None, similarity: str) -> tuple[Tensor, Tensor]:
@@ -303,7 +299,7 @@ def _curves(
     grid = torch.linspace(math.log(lowest), math.log(highest), _POINTS, dtype=margin.dtype, device=margin.device)
     unseen = math.log((count or negative.shape[1]) / margin.shape[1])  # those left out are taken to be like those read
     odds = torch.logsumexp(margin / grid.exp()[:, None, None], dim=2) + unseen  # (T, b) of 1 - p against p
-    return grid, odds.sigmoid()
+    return grid, odds.masked_fill(odds == math.inf, math.nan).sigmoid()
 
 
 def _settle(log_t: Tensor, missing: Tensor, lowest: float, highest: float, fallback: float) -> Tensor:

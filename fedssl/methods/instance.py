@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fedssl import temperature as rules
 from fedssl.heads import mlp
@@ -61,9 +63,19 @@ class InstanceDiscrimination(SSLMethod):
         h = model["encoder"](batch.views[0])  # (B, dim)
         z = model["projector"](h)  # (B, out)
         bank = cast(KeyBank, model["bank"]).keys.clone()  # a later update must not change what backward reads
-        t = rules.choose(rules.rule(self.temperature), z, bank[batch.index], bank, step.progress, "cosine")
+        t = self._temperature(z, bank, batch.index, step)
         loss = instance_discrimination(z, bank, batch.index, temperature=t).mean()
         return LossOutput(loss, None, h, {"keys": z.detach(), "index": batch.index, **report(temperature=t)})
+
+    @torch.no_grad()
+    def _temperature(self, z: Tensor, bank: Tensor, index: Tensor, step: Step) -> float | Tensor:
+        """The number, or what the rule makes of the similarities; an example's own key is not its negative."""
+        chosen = rules.rule(self.temperature)
+        if isinstance(chosen, float):
+            return chosen
+        scores = F.normalize(z.float(), dim=1) @ bank.T  # (B, n)
+        own = scores.gather(1, index[:, None])
+        return chosen.at(own[:, 0], scores.scatter(1, index[:, None], -torch.inf), step.progress)
 
     def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
         """Move the keys of the batch's examples towards what was just seen."""
