@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedssl import diagnostics, probes, seeds
+from fedssl.corruptions import SEVERITIES, corrupt
 from fedssl.job import Job
 from fedssl.method import Augment
 from fedssl.model import load_arrays, to_arrays
@@ -134,9 +135,43 @@ class Evaluator:
             out[f"{name}_accuracy"], out[f"{name}_std"] = few.mean, few.std
         return out
 
+    def robustness(self, arrays: Arrays, kinds: Sequence[str]) -> dict[str, list[float]]:
+        """Linear-probe accuracy on the test set as it is and corrupted: kind -> accuracies by severity; `clean` first.
+
+        The classifier is trained once, on clean features.
+
+        Raises:
+            ConfigError: an unknown kind, or data that cannot be corrupted.
+        """
+        train, test = np.arange(len(self._train)), np.arange(len(self._test))
+        features = self._features(arrays, self._train, train).numpy()
+        settings = [(kind, severity) for kind in kinds for severity in SEVERITIES]
+        augment = self._job.data.augment
+        versions = [self._features(arrays, self._test, test).numpy()]
+        for kind, severity in settings:
+            corrupted = _Corrupted(self._test, kind, severity, self._job.seed)
+            versions.append(encode(self._encoder, corrupted, test, augment).numpy())
+        clean, *rest = probes.linear_on_each(
+            features, self._train.targets, versions, self._test.targets, seed=self._job.seed
+        )
+        out = {"clean": [clean]}
+        for (kind, _), accuracy in zip(settings, rest, strict=True):
+            out.setdefault(kind, []).append(accuracy)
+        return out
+
     def random_encoder(self) -> Arrays:
         """The encoder before any training: what every probe must be compared with."""
         return to_arrays(build_model(self._job, self._train.shape))
+
+
+class _Corrupted:
+    """A table whose examples are corrupted as they are read."""
+
+    def __init__(self, data: Any, kind: str, severity: int, seed: int) -> None:
+        self._data, self._how, self.device = data, (kind, severity, seed), data.device
+
+    def batch(self, index: Tensor) -> Tensor:
+        return corrupt(self._data.batch(index), *self._how)
 
 
 def collapse(features: Tensor) -> dict[str, float]:

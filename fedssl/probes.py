@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,14 +129,37 @@ def linear(
         Kornblith et al. 2019, "Do better ImageNet models transfer better?", https://arxiv.org/abs/1805.08974
     """
     x, y, held_x, held_y = _checked(train_x, train_y, test_x, test_y)
+    classifier, strength, validation = _linear_classifier(x, y, seed, limit)
+    return LinearResult(_accuracy(classifier(held_x), held_y), strength, validation)
+
+
+def linear_on_each(
+    train_x: ArrayLike, train_y: ArrayLike, tests: Sequence[ArrayLike], test_y: ArrayLike, *, seed: int
+) -> list[float]:
+    """The classifier of `linear`, trained once, on several versions of one test set, such as corrupted ones.
+
+    Each of `tests` is (M, D); returns their accuracies in [0, 1]. Raises a ConfigError as `linear` does.
+    """
+    x, y = _labelled("train", train_x, train_y)
+    classifier, _, _ = _linear_classifier(x, y, seed, 20_000)
+    out = []
+    for test in tests:
+        _, _, held_x, held_y = _checked(train_x, train_y, test, test_y)
+        out.append(_accuracy(classifier(held_x), held_y))
+    return out
+
+
+def _linear_classifier(x: Floats, y: Ints, seed: int, limit: int) -> tuple[Predict, float, float]:
+    """A classifier of raw features, its strength, and its accuracy on what was held out."""
     if limit < 1:
         raise ConfigError(f"limit is {limit}, but a classifier needs an example; set limit to 1 or more.")
     if len(x) > limit:
         chosen = np.sort(seeds.stream(seed, "probe", "limit").choice(len(x), limit, replace=False))
         x, y = x[chosen], y[chosen]
-    x, held_x = _standardised(x, held_x)
-    strength, validation = _choose_strength(x, y, seeds.stream(seed, "probe", "validation"))
-    return LinearResult(_accuracy(_fit(x, y, strength)(held_x), held_y), strength, validation)
+    z, _ = _standardised(x, x[:1])
+    strength, validation = _choose_strength(z, y, seeds.stream(seed, "probe", "validation"))
+    predict = _fit(z, y, strength)
+    return (lambda rows: predict(_standardised(x, rows)[1])), strength, validation
 
 
 def few_label(

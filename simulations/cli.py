@@ -18,7 +18,7 @@ usage: fedssl COMMAND ...
   report RUN ...             write report.html of one run, or compare several [--out FILE]
   study NAME [study.key=value ...] [key=value ...]
                              measure a claim of the theory, centrally and federated; study.tiny=true for a look
-  probe RUN                  measure the encoder of a finished run again
+  probe RUN                  measure the encoder of a finished run again [--corruptions [noise,blur,contrast,shift]]
   list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines, studies
   doctor                     what this machine can do
 

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import torch
 
+from fedssl.charts import Line, Panel, chart
 from fedssl.config import Plan
+from fedssl.corruptions import KINDS, SEVERITIES
 from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
 from fedssl.export import load_encoder
+from fedssl.figures import save
 from fedssl.model import to_arrays
+from fedssl.parts import Arrays
 from fedssl.report import compare, finish_report
 from fedssl.rundir import RunDirectory
 from fedssl.setup import data_of, device_of
@@ -43,13 +47,17 @@ def report(arguments: Sequence[str]) -> int:
 def probe(arguments: Sequence[str]) -> int:
     """Measure a finished run's encoder again, on the run's own data, and print the table.
 
+    `--corruptions` adds the linear probe's accuracy on corrupted test examples, beside that of a random encoder, and
+    leaves corruptions.json and its figure in the run; `--corruptions noise,blur` takes those kinds only.
+
     Raises:
-        ConfigError: not exactly one run is named, or its data has no labels.
+        ConfigError: not exactly one run is named, its data has no labels, or a corruption is unknown.
         ResumeError: the run has no encoder.
     """
-    if len(arguments) != 1:
-        raise ConfigError("probe takes exactly one run directory: fedssl probe runs/NAME")
-    rundir = RunDirectory(Path(arguments[0]))
+    paths, kinds = _corruptions(arguments)
+    if len(paths) != 1:
+        raise ConfigError("probe takes exactly one run directory: fedssl probe runs/NAME [--corruptions [noise,blur]]")
+    rundir = RunDirectory(Path(paths[0]))
     job = Plan.of(rundir.config()).job
     network = load_encoder(rundir.path).network
     torch.set_num_threads(job.threads)
@@ -59,7 +67,53 @@ def probe(arguments: Sequence[str]) -> int:
         raise ConfigError(
             f"the data of {rundir.path} has no labels, so there is nothing to probe with: use labelled data"
         )
-    measured = evaluator.probe({f"encoder.{key}": value for key, value in to_arrays(network).items()})
-    for key, value in measured.items():
+    arrays = {f"encoder.{key}": value for key, value in to_arrays(network).items()}
+    if kinds:
+        _robustness(evaluator, arrays, kinds, rundir)
+        return 0
+    for key, value in evaluator.probe(arrays).items():
         print(f"{key:24} {value:.4f}")
     return 0
+
+
+def _corruptions(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The run directories, and the corruptions that are asked for."""
+    rest = list(arguments)
+    if "--corruptions" not in rest:
+        return rest, ()
+    at = rest.index("--corruptions")
+    given = rest[at + 1] if at + 1 < len(rest) else ""
+    kinds = tuple(given.split(","))
+    if at == 0 or not given:  # the next word, if any, is the run
+        del rest[at]
+        return rest, KINDS
+    del rest[at : at + 2]
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ConfigError(f"{unknown[0]!r} is not a corruption: use some of {','.join(KINDS)}, or --corruptions alone")
+    return rest, kinds
+
+
+def _robustness(evaluator: Evaluator, arrays: Arrays, kinds: Sequence[str], rundir: RunDirectory) -> None:
+    measured = {
+        "pretrained": evaluator.robustness(arrays, kinds),
+        "random encoder": evaluator.robustness(evaluator.random_encoder(), kinds),
+    }
+    rundir.write("corruptions.json", measured)
+    panels = [
+        Panel(
+            "severity",
+            f"linear probe under {kind} (%)",
+            {
+                name: Line([0, *SEVERITIES], [100 * v for v in (*values["clean"], *values[kind])])
+                for name, values in measured.items()
+            },
+        )
+        for kind in kinds
+    ]
+    save(chart(panels), rundir.path / "figures" / "corruptions")
+    print(f"{'linear accuracy':16}{'':10}{'clean':>8}" + "".join(f"{f'level {s}':>9}" for s in SEVERITIES))
+    for kind in kinds:
+        for name, values in measured.items():
+            cells = "".join(f"{value:9.3f}" for value in values[kind])
+            print(f"{name:16}{kind:10}{values['clean'][0]:8.3f}{cells}")
+    print(f"figure: {rundir.path / 'figures' / 'corruptions.png'}")

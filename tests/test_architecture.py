@@ -26,6 +26,7 @@ LAYERS = (
         "heads",
         "schedules",
         "diagnostics",
+        "corruptions",
         "probes",
         "modalities",
         "datasets",
