@@ -66,7 +66,7 @@ def test_something_is_always_hidden_and_something_seen(share: float) -> None:
 
 
 def test_the_encoder_never_sees_what_it_must_restore() -> None:
-    job = job_of("mae")
+    job = job_of("mae", "method.patch=2")
     model, batch = model_of(job), batch_of(job, 4)
     seen: list[torch.Tensor] = []
     model["encoder"].register_forward_hook(lambda _m, x, _y: seen.append(x[0].detach()))

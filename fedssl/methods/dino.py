@@ -85,7 +85,7 @@ class DINO(SSLMethod):
     decay_schedule: str = "cosine"
     hidden: int = 128
     out: int = 64
-    layers: int = 3
+    layers: int = 2
     norm: str = "batch"
     views: ClassVar[int] = 2
 

@@ -32,7 +32,7 @@ class MaskedAutoencoder(SSLMethod):
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("images", "timeseries")
-    patch: int = 2
+    patch: int = 4
     mask: float = 0.6
     hidden: int = 256
     layers: int = 2

@@ -112,7 +112,7 @@ class LinearSimSiam:
         else:
             factor = 1 if self.stop_gradient else 2
             ww, wp, pw, pp = -factor * v * p, -factor * v * w, -2 * v * w, 0.0
-        return -np.array([[ww + d, wp], [beta * pw, beta * (pp + d)]], dtype=np.float64)
+        return 0.0 - np.array([[ww + d, wp], [beta * pw, beta * (pp + d)]], dtype=np.float64)
 
 
 @dataclass(frozen=True)
