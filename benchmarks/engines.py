@@ -108,8 +108,8 @@ def bare(job: Job, reporter: Reporter) -> Arrays:
         mean = tree.ExactMean()
         for client, shard in enumerate(shards):
             load_arrays(model, now)
-            options = {"round": at, "rounds": rounds, "seed": job.seed, "client": client}
-            fit(job.method, model, shard, job.data.augment, job.local, gradient=job.gradient, **options)
+            options = {"round": at, "rounds": rounds, "seed": job.seed, "client": client, "public": None}
+            fit(job.method, model, shard, job.data.augment, job.local, gradient=job.gradient, **options)  # type: ignore[arg-type]
             mean.add(to_arrays(model), len(shard))
         now = mean.result(now)
         reporter.round(at, {})

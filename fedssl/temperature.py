@@ -8,17 +8,16 @@ of the objective, not a weight: no gradient flows through it.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedssl.errors import ConfigError
+from fedssl.similarity import product, ready_for, wide
 from fedssl.theory.temperatures import (
     HIGHEST,
     LOWEST,
@@ -273,21 +272,20 @@ def choose(
 
 def _scores(anchor: Tensor, positive: Tensor, negatives: Tensor | None, similarity: str) -> tuple[Tensor, Tensor]:
     """Similarities of some anchors with their positives, (b,), and with some negatives, (b, k)."""
-    if similarity not in ("cosine", "dot"):
-        raise ConfigError(f"The similarity {similarity!r} is not known; use 'cosine' or 'dot'.")
+    ready = ready_for(similarity)
     rows = _every(len(anchor), _ANCHORS)
-    a, p = _ready(anchor[rows], similarity), _ready(positive[rows], similarity)  # (b, D)
+    a, p = ready(anchor[rows]), ready(positive[rows])  # (b, D)
     own = (a * p).sum(1)
     if negatives is None:
         others = max(len(positive) - 1, 0)
-        against = _product(a, _ready(positive, similarity).T)  # (b, B)
+        against = product(a, ready(positive).T)  # (b, B)
         row = torch.arange(len(positive), device=a.device)[rows, None]  # (b, 1)
         column = torch.arange(others, device=a.device)[None, _every(others, _NEGATIVES)]  # (1, k)
         return own, against.gather(1, column + (column >= row))  # the anchor's own column is skipped
     some = _every(negatives.shape[-2], _NEGATIVES)
     if negatives.ndim == 2:
-        return own, _product(a, _ready(negatives[some], similarity).T)
-    return own, _product(_ready(negatives[rows, some], similarity), a.unsqueeze(2)).squeeze(2)
+        return own, product(a, ready(negatives[some]).T)
+    return own, product(ready(negatives[rows, some]), a.unsqueeze(2)).squeeze(2)
 
 
 def _curves(
@@ -295,7 +293,7 @@ def _curves(
 ) -> tuple[Tensor, Tensor]:
     """Log temperatures (T,) from low to high, and 1 - p of some anchors at each, (T, b)."""
     rows, some = _every(len(positive), _ANCHORS), _every(negative.shape[1], _NEGATIVES)
-    margin = _wide(negative.detach()[rows, some]) - _wide(positive.detach()[rows, None])  # (b, k)
+    margin = wide(negative.detach()[rows, some]) - wide(positive.detach()[rows, None])  # (b, k)
     grid = torch.linspace(math.log(lowest), math.log(highest), _POINTS, dtype=margin.dtype, device=margin.device)
     unseen = math.log((count or negative.shape[1]) / margin.shape[1])  # those left out are taken to be like those read
     odds = torch.logsumexp(margin / grid.exp()[:, None, None], dim=2) + unseen  # (T, b) of 1 - p against p
@@ -310,29 +308,12 @@ def _settle(log_t: Tensor, missing: Tensor, lowest: float, highest: float, fallb
 
 
 def _constant(like: Tensor, value: float) -> Tensor:
-    return torch.full((), value, dtype=_wide(like[:0]).dtype, device=like.device)
+    return torch.full((), value, dtype=wide(like[:0]).dtype, device=like.device)
 
 
 def _every(length: int, most: int) -> slice:
     """The fewest equal steps that leave at most `most` of `length`."""
     return slice(None, None, max(1, -(-length // most)))
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _ready(x: Tensor, similarity: str) -> Tensor:
-    x = _wide(x)
-    return F.normalize(x, dim=-1) if similarity == "cosine" else x
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` in the precision of its arguments, also under autocast."""
-    device = a.device.type
-    on = device != "meta" and torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if on else contextlib.nullcontext():
-        return a @ b
 
 
 def _check_temperature(value: float) -> None:

@@ -31,7 +31,8 @@ def list_options(arguments: Sequence[str]) -> int:
     for group in groups:
         print(f"{group}:")
         for option in config.options_of(group):
-            print(f"  {group}={option:18} {describe(group, option)}")
+            chosen = f"fedssl study {option}" if group == "study" else f"{group}={option}"
+            print(f"  {chosen:{len(group) + 19}} {describe(group, option)}")
     return 0
 
 

@@ -25,6 +25,7 @@ LAYERS = (
         "temperature",
         "heads",
         "schedules",
+        "similarity",
         "diagnostics",
         "corruptions",
         "probes",

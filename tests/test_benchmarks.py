@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import engines, tables
+from benchmarks import engines, methods, tables
 
 TINY = engines.Work(clients=3, rounds=2, examples=16, batch_size=8, size=8, width=4)
 LOCAL = [name for name in engines.SYSTEMS if "ray" not in name]
@@ -51,3 +51,37 @@ def test_systems_that_differ_are_refused() -> None:
 
     with pytest.raises(RuntimeError, match="do not compute the same thing"):
         engines.collect(TINY, 1, ray=False, once=wrong)
+
+
+def test_the_table_of_methods_is_that_of_the_numbers_and_of_the_code(tmp_path: Path) -> None:
+    """What docs/methods.md says equals the stored measurements, and what needs no training equals the code's answer."""
+    page = tmp_path / "methods.md"
+    page.write_text(methods.PAGE.read_text())
+    result = json.loads(methods.RESULTS.read_text())
+    methods.write_table(result, page)
+    assert page.read_text() == methods.PAGE.read_text(), "run `python -m benchmarks.methods --table`"
+    assert [row["method"] for row in result["rows"]] == methods.methods(), "a method was not measured"
+    for row in result["rows"]:
+        now = methods.described(row["method"])
+        assert {key: row[key] for key in ("parts", "coupling")} == {key: now[key] for key in ("parts", "coupling")}
+        assert row["kib_an_example"] == pytest.approx(now["kib_an_example"], rel=0.02)
+
+
+def test_methods_are_measured_in_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "SETTINGS", {"iid": ("partition=iid", "baselines=true"), "skewed": ()})
+    page, out = tmp_path / "page.md", tmp_path / "methods.json"
+    page.write_text(f"before\n{methods.BEGIN}old\n{methods.END}\nafter\n")
+    options = ["--methods", "mae", "--seeds", "0", "--rounds", "1", "--out", str(out), "--page", str(page)]
+    assert methods.main([*options, "--runs", str(tmp_path / "runs")]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| `mae` | encoder, decoder | none |" in text
+    assert "random encoder" in text
+    assert "old" not in text
+    assert {run["setting"] for run in json.loads(out.read_text())["rows"][0]["runs"]} == {
+        "iid",
+        "skewed",
+        "random",
+        "central",
+    }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedssl.errors import ConfigError
 from fedssl.losses._checks import check_embeddings, check_floating, check_negatives, check_pair, check_temperature
-from fedssl.losses._numeric import product, ready_for, unit, wide
+from fedssl.similarity import product, ready_for, unit, wide
 
 
 def info_nce(

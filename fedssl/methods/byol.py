@@ -12,6 +12,7 @@ from fedssl.losses import negative_similarity
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
+from fedssl.similarity import ready_for
 from fedssl.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 
 
@@ -42,6 +43,7 @@ class BYOL(SSLMethod):
     views: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
+        ready_for(self.similarity)
         check_decay(self.decay, self.decay_schedule)
 
     @property

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedssl import temperature as rules
+from fedssl.errors import ConfigError
 from fedssl.heads import mlp
 from fedssl.keys import KeyBank, check_on_merge
 from fedssl.losses import instance_discrimination
@@ -51,6 +52,8 @@ class InstanceDiscrimination(SSLMethod):
     def __post_init__(self) -> None:
         rules.rule(self.temperature)
         check_on_merge(self.on_merge)
+        if not 0 <= self.momentum <= 1:
+            raise ConfigError(f"method.momentum={self.momentum} is a stored key's share of itself: give it in [0, 1]")
 
     def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
         """Encoder, projector and a bank without keys."""

@@ -14,6 +14,7 @@ from fedssl.losses import info_nce
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step, report
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part, Share
+from fedssl.similarity import ready_for
 from fedssl.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 
 
@@ -50,6 +51,7 @@ class MoCo(SSLMethod):
     coupling: ClassVar[Coupling] = Coupling.history
 
     def __post_init__(self) -> None:
+        ready_for(self.similarity)
         rules.rule(self.temperature)
         check_decay(self.decay, self.decay_schedule)
         check_on_merge(self.on_merge)

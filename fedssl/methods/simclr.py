@@ -13,6 +13,7 @@ from fedssl.losses import nt_xent
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step, report
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
+from fedssl.similarity import ready_for
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class SimCLR(SSLMethod):
     coupling: ClassVar[Coupling] = Coupling.batch
 
     def __post_init__(self) -> None:
+        ready_for(self.similarity)
         rules.rule(self.temperature)
 
     def init(self, encoder: nn.Module, sizes: Sizes) -> Model:

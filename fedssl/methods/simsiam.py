@@ -12,6 +12,7 @@ from fedssl.losses import negative_similarity
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
+from fedssl.similarity import ready_for
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class SimSiam(SSLMethod):
     bottleneck: int = 32
     norm: str = "batch"
     views: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        ready_for(self.similarity)
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -1,4 +1,4 @@
-"""Precision and similarity, shared by all losses."""
+"""Similarity of embeddings, and in which precision it is computed: shared by losses and temperature rules."""
 
 from __future__ import annotations
 
