@@ -8,17 +8,19 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from fedssl.figures import COLOURS, HATCHES, LINES, MARKERS, legend, new, plain, styled
+from fedssl.figures import COLOURS, HATCHES, LINES, MARKERS, new, plain, styled
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; `error` is drawn as bars of that half-length."""
+    """One curve; `error` is drawn as bars of that half-length; without `joined` there are only its points."""
 
     x: Sequence[float]
     y: Sequence[float]
     error: Sequence[float] | None = None
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,34 @@ class Panel:
 
 @styled
 def chart(panels: Sequence[Panel]) -> Figure:
-    """Panels below each other."""
-    figure, axes = new(0.4 + 2.5 * len(panels), nrows=len(panels), squeeze=False)
+    """Panels below each other; one legend above all where it fits all, else one above each."""
+    names = [[*panel.lines, *panel.bars, *panel.levels, *panel.marks] for panel in panels]
+    most = max(names, key=len)
+    shared = all(set(own) <= set(most) for own in names)
+    columns = [_columns(own) for own in names]
+    rows = [-(-len(own) // wide) for own, wide in zip(names, columns, strict=True)]
+    height = 0.4 + 2.4 * len(panels) + 0.17 * (max(rows) if shared else sum(rows))
+    figure, axes = new(height, nrows=len(panels), squeeze=False)
     for panel, place in zip(panels, axes[:, 0], strict=True):
         _draw(panel, place)
-    named = max(axes[:, 0], key=lambda place: len(place.get_legend_handles_labels()[1]))
-    everything = [set(place.get_legend_handles_labels()[1]) for place in axes[:, 0]]
-    if all(names <= set(named.get_legend_handles_labels()[1]) for names in everything):
-        legend(figure, named, 2)
-    else:
-        for place in axes[:, 0]:
-            if place.get_legend_handles_labels()[1]:
-                place.legend(loc="best")
+    for i, (panel, place) in enumerate(zip(panels, axes[:, 0], strict=True)):
+        handles = dict(zip(*reversed(place.get_legend_handles_labels()), strict=True))  # by name
+        shown = [handles[plain(name)] for name in names[i]]
+        style: dict[str, Any] = {"ncols": columns[i], "columnspacing": 1.2, "handlelength": 2.4}
+        if shared and names[i] is most and len(most) > 1:
+            figure.legend(handles=shown, loc="outside upper left", **style)
+        elif shown and not shared:
+            place.set_title("", loc="left")  # the title goes above the legend, which would cover it
+            style |= {"title": plain(panel.title, 80) or None, "title_fontsize": 9, "alignment": "left"}
+            place.legend(handles=shown, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2, **style)
     return figure
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Of a legend: two where both fit beside each other."""
+    half = -(-len(names) // 2)
+    widths = [max((len(plain(name)) for name in part), default=0) for part in (names[:half], names[half:])]
+    return 2 if sum(widths) <= 50 else 1
 
 
 def _draw(panel: Panel, axes: Axes) -> None:
@@ -59,9 +76,9 @@ def _draw(panel: Panel, axes: Axes) -> None:
         style: dict[str, Any] = {
             "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": LINES[i % len(LINES)],
+            "linestyle": LINES[i % len(LINES)] if line.joined else "none",
             "markerfacecolor": "white" if i % 2 else None,
-            "markevery": max(1, len(line.x) // 12),
+            "markevery": max(1, len(line.x) // 12) if line.joined else 1,
             "label": plain(name),
         }
         if line.error is None:
@@ -72,16 +89,26 @@ def _draw(panel: Panel, axes: Axes) -> None:
         _bars(panel, axes)
     for i, (name, value) in enumerate(panel.levels.items()):
         axes.axhline(value, color="#555555", linestyle=LINES[1 + i % (len(LINES) - 1)], linewidth=1, label=plain(name))
-    for i, (name, value) in enumerate(panel.marks.items()):
+    for i, (name, value) in enumerate(panel.marks.items(), len(panel.levels)):
         axes.axvline(value, color="#555555", linestyle=LINES[1 + i % (len(LINES) - 1)], linewidth=1, label=plain(name))
     if panel.log_x:
         axes.set_xscale("log")
+        _name_places(axes, {x for line in panel.lines.values() for x in line.x})
+    elif panel.lines and all(float(x).is_integer() for line in panel.lines.values() for x in line.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if panel.log_y:
         axes.set_yscale("log")
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     if panel.title:
         axes.set_title(plain(panel.title, 80), fontsize=9, loc="left")
+
+
+def _name_places(axes: Axes, x: set[float]) -> None:
+    """Ticks of a logarithmic axis at the places that were measured, where they are few."""
+    if 1 < len(x) <= 10:
+        axes.set_xticks(sorted(x), [f"{value:g}" for value in sorted(x)])
+        axes.set_xticks([], minor=True)
 
 
 def _bars(panel: Panel, axes: Axes) -> None:

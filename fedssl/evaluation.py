@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedssl import diagnostics, probes, seeds
+from fedssl import diagnostics, probes, retrieval, seeds
 from fedssl.corruptions import SEVERITIES, corrupt
 from fedssl.job import Job
 from fedssl.method import Augment
+from fedssl.modalities.pairs import SIDES
+from fedssl.modalities.timeseries import Statistics
 from fedssl.model import load_arrays, to_arrays
 from fedssl.parts import Arrays
 from fedssl.setup import build_model
@@ -121,9 +123,34 @@ class Evaluator:
         """Linear and few-label probes on the whole labelled data; empty without labels."""
         if not self.labelled:
             return {}
-        everything = np.arange(len(self._train)), np.arange(len(self._test))
-        train = self._features(arrays, self._train, everything[0]).numpy()
-        test = self._features(arrays, self._test, everything[1]).numpy()
+        train = self._features(arrays, self._train, np.arange(len(self._train)))
+        out = self._probed(train, self._features(arrays, self._test, np.arange(len(self._test))))
+        return out | (self._modalities(arrays) if self._job.data.augment.modality == "pairs" else {})
+
+    def without_encoder(self) -> dict[str, dict[str, float]]:
+        """The same probes on the normalised examples themselves, and on simple statistics of time series.
+
+        What an encoder must beat to be worth its training. Costs more than the probes of an encoder, because examples
+        have more numbers than features.
+
+        Returns:
+            The probes by name; empty without labels, and for examples that are no single tensor.
+        """
+        modality = self._job.data.augment.modality
+        named: dict[str, nn.Module] = {"raw values": nn.Flatten()} if modality in ("images", "timeseries") else {}
+        if modality == "timeseries":
+            named["window statistics"] = Statistics()
+        everything = [(data, np.arange(len(data))) for data in (self._train, self._test)]
+        if not self.labelled:
+            return {}
+        return {
+            name: self._probed(*(encode(network, data, rows, self._job.data.augment) for data, rows in everything))
+            for name, network in named.items()
+        }
+
+    def _probed(self, bank: Tensor, queries: Tensor) -> dict[str, float]:
+        """Every probe of the features (N, D) of the training set, on those of the test set."""
+        train, test = bank.numpy(), queries.numpy()
         labels = self._train.targets, self._test.targets
         linear = probes.linear(train, labels[0], test, labels[1], seed=self._job.seed)
         out = {"linear_accuracy": linear.accuracy}
@@ -134,6 +161,18 @@ class Evaluator:
             )
             out[f"{name}_accuracy"], out[f"{name}_std"] = few.mean, few.std
         return out
+
+    def _modalities(self, arrays: Arrays) -> dict[str, float]:
+        """Of pairs: what each modality is worth alone, and how well one finds the other."""
+        y, held_y, out = self._train.targets, self._test.targets, {}
+        banks, found = (
+            {side: self._features(arrays, data.only(side), np.arange(len(data))).numpy() for side in SIDES}
+            for data in (self._train, self._test)
+        )
+        for side in SIDES:
+            linear = probes.linear(banks[side], y, found[side], held_y, seed=self._job.seed)
+            out[f"{side}_linear_accuracy"] = linear.accuracy
+        return out | retrieval.across(banks["first"], banks["second"], found["first"], found["second"], held_y)
 
     def robustness(self, arrays: Arrays, kinds: Sequence[str]) -> dict[str, list[float]]:
         """Linear-probe accuracy on the test set as it is and corrupted: kind -> accuracies by severity; `clean` first.

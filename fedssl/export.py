@@ -36,7 +36,7 @@ class PretrainedEncoder(nn.Module):
         return features
 
 
-def save_encoder(folder: Path, job: Job, shape: tuple[int, ...], arrays: Arrays) -> None:
+def save_encoder(folder: Path, job: Job, shape: tuple[Any, ...], arrays: Arrays) -> None:
     """Write encoder.safetensors and encoder.json from the arrays of a merged model."""
     encoder = {k.removeprefix("encoder."): v for k, v in arrays.items() if k.startswith("encoder.")}
     augment: Any = job.data.augment

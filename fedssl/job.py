@@ -19,6 +19,7 @@ from fedssl.decorrelated import Decorrelated
 from fedssl.errors import ConfigError
 from fedssl.gradient import GradientTransform
 from fedssl.method import Augment, MultiCrop, SSLMethod
+from fedssl.modalities.pairs import SIDES
 from fedssl.partition import Partition, Splittable
 
 
@@ -190,6 +191,13 @@ class Job:
                 f"{encoder} reads {self.encoder.modality} and {data} gives {modality}: choose another encoder; "
                 "`fedssl list encoders` shows what each reads"
             )
+        for side in SIDES if modality == "pairs" else ():
+            tower, views = getattr(self.encoder, side), getattr(self.data.augment, side)
+            if tower.modality != views.modality:
+                raise ConfigError(
+                    f"encoder.{side} ({type(tower).__name__}) reads {tower.modality} and data.augment.{side} gives "
+                    f"{views.modality}: choose another tower with encoder@encoder.{side}=NAME"
+                )
         if modality not in self.method.modalities:
             raise ConfigError(
                 f"{method} makes no sense on {modality}: it takes {', '.join(self.method.modalities)}; "

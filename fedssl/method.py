@@ -44,7 +44,7 @@ class Sizes:
 
     dim: int  # of the encoder's features
     examples: int  # of this client, for parts with one entry an example; 0 on the server
-    shape: tuple[int, ...]  # of one example: (C, H, W), (C, T), (F,) for graphs
+    shape: tuple[Any, ...]  # of one example: (C, H, W), (C, T), (F,) for graphs; two of them for pairs
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fedssl import figures, page
+from fedssl import figures, page, retrieval
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.files import write_text
 from fedssl.page import NOTHING, Html, decimal, number, percent, tag, text
@@ -147,7 +147,7 @@ def _probe_table(record: Record) -> list[Html]:
         why = "The data has no labels, or evaluate.final is off" if record.done else "Probes come after the last round"
         return [tag("p", text(f"{why}: there is nothing to compare."), cls="note")]
     rows = [["test accuracy, %", *record.probes]]
-    for key, label in figures.PROBES:
+    for key, label in (*figures.PROBES, *retrieval.PROBES):
         cells = [percent(p.get(f"{key}_accuracy"), p.get(f"{key}_std")) for p in record.probes.values()]
         if any(cell != NOTHING for cell in cells):
             rows.append([label, *(cell.removesuffix(" %") for cell in cells)])

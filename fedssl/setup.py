@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedssl.build import build
-from fedssl.datasets.base import Data, Shard
+from fedssl.datasets.base import Data, Partial, Shard
 from fedssl.errors import ConfigError
 from fedssl.job import Job
 from fedssl.method import Examples, Sizes
@@ -75,7 +77,7 @@ def public_of(job: Job, device: torch.device) -> Examples | None:
     return Shard.of(public, np.arange(len(public)))
 
 
-def build_model(job: Job, shape: tuple[int, ...], examples: int = 0) -> Model:
+def build_model(job: Job, shape: tuple[Any, ...], examples: int = 0) -> Model:
     """The job's model on the CPU with its seeded initial values; a teacher starts equal to its student.
 
     Args:
@@ -94,3 +96,9 @@ def shares_of(job: Job, model: Model) -> dict[str, Share]:
     """Who owns each array of the job's model."""
     keys = [key for key, _ in tensors(model)]
     return resolve_shares(job.method.parts, job.share, keys, norm_keys(model))
+
+
+def untrained(data: Data, client: int, keys: Iterable[str]) -> frozenset[str]:
+    """Those arrays that a client cannot train, nor its teacher follow, for want of a modality: it leaves them out."""
+    starts = data.train.untrained(client) if isinstance(data.train, Partial) else ()
+    return frozenset(key for key in keys for start in starts if f".{start}" in f".{key}")

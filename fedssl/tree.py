@@ -122,6 +122,48 @@ class ExactMean:
         return like(mean, model)
 
 
+class PartialMean:
+    """A running weighted mean over updates that may lack arrays: each array over the updates that have it.
+
+    An array that no update has keeps its present value: a client that could not train it has no say in it. Each array
+    is an `ExactMean` of its own, so with updates that lack nothing the result is that of one over the whole.
+
+    Args:
+        now: the present values of all arrays that an update may have.
+    """
+
+    def __init__(self, now: Mapping[str, np.ndarray]) -> None:
+        self.weight = 0.0  # of all updates
+        self.count = 0
+        self._now = now
+        self._means: dict[str, ExactMean] = {}
+
+    def add(self, arrays: Mapping[str, np.ndarray], weight: float) -> None:
+        """Add an update, as `ExactMean.add`.
+
+        Raises:
+            ProtocolError: the weight is not positive and finite, or an array is unknown or of another size.
+        """
+        unknown = sorted(arrays.keys() - self._now.keys())
+        if unknown:
+            raise ProtocolError(f"an update has an array {unknown[0]!r} that is not of this model: it is refused")
+        for key, value in arrays.items():
+            self._means.setdefault(key, ExactMean()).add({key: value}, weight)
+        self.weight += weight
+        self.count += 1
+
+    def result(self) -> Arrays:
+        """The mean, with the names, shapes and types of `now`.
+
+        Raises:
+            ProtocolError: nothing was added.
+        """
+        if not self.count:
+            raise ProtocolError("no client sent an update this round: there is nothing to merge")
+        means = {key: mean.result({key: self._now[key]})[key] for key, mean in self._means.items()}
+        return {key: means[key] if key in means else value.copy() for key, value in self._now.items()}
+
+
 def flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """The leaves of nested mappings, as ("a.b.c", value)."""
     for key, value in tree.items():

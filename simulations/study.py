@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(str(tree.pop("out") or "studies")) / (f"{name}-tiny" if tree.get("tiny") else name)
     study = cast(Study, build(tree, "study"))
     config.compose(others)  # refuses a wrong option of the runs before anything is done
+    torch.set_num_threads(1)  # what a study trains itself is small; its runs set their own
     reporter, start = Reporter(), time.monotonic()
     outcome = study.run(Bench(folder, others, reporter))
     seconds = time.monotonic() - start

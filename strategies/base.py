@@ -15,7 +15,7 @@ from fedssl.errors import ProtocolError
 from fedssl.flower import codec
 from fedssl.flower.codec import Memo
 from fedssl.parts import Arrays
-from fedssl.tree import ExactMean
+from fedssl.tree import PartialMean
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class PartStrategy(Strategy):
     """A rule that merges the parts of a model, usable by `strategy.start(grid, ...)` in any Flower app.
 
     `reads` says what the rule needs: "mean", the weighted mean only (it streams, in O(model) memory, and the order of
-    arrival does not matter), or "each", every update, given in order of the clients. The nodes it instructs are all
-    that the grid lists: who takes part is decided before, by a seeded cohort.
+    arrival does not matter), or "each", every update, given in order of the clients. A rule that
+    reads the mean lets clients leave out arrays that they cannot train: the mean of each is over the clients that sent
+    it, and what nobody sent keeps its present value. The nodes it instructs are all that the grid lists: who takes part
+    is decided before, by a seeded cohort.
     """
 
     reads: ClassVar[Literal["mean", "each"]] = "mean"
@@ -75,10 +77,10 @@ class PartStrategy(Strategy):
                     yield update
 
         if self.reads == "mean":
-            mean = ExactMean()
+            mean = PartialMean(self._now)
             for update in updates():
                 mean.add(update.arrays, self.weigh(update))
-            merged = self.merge(self._now, [Update(mean.result(self._now), mean.weight, None, {})])
+            merged = self.merge(self._now, [Update(mean.result(), mean.weight, None, {})])
         else:
             everyone = sorted(updates(), key=lambda update: update.client if update.client is not None else -1)
             if not everyone:

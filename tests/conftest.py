@@ -16,14 +16,21 @@ from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
+SMALL_DATA = ("data.train=60", "data.test=30", "data.classes=3")
+MODALITIES = {  # each with features of 8 numbers
+    "images": ("data=synthetic", *SMALL_DATA, "data.size=8", "encoder.width=4", "encoder.dim=8"),
+    "timeseries": (
+        *("data=synthetic_signals", *SMALL_DATA, "data.steps=32", "data.channels=2"),
+        *("encoder.width=4", "encoder.dim=8"),
+    ),
+    "graphs": ("data=synthetic_graphs", *SMALL_DATA, "data.size=8", "encoder.width=4", "encoder.layers=2"),
+    "pairs": (
+        *("data=synthetic_pairs", *SMALL_DATA, "data.size=8"),
+        *(f"encoder.{side}.{field}" for side in ("first", "second") for field in ("width=4", "dim=8")),
+    ),
+}
 TINY = (
-    "data=synthetic",
-    "data.train=60",
-    "data.test=30",
-    "data.size=8",
-    "data.classes=3",
-    "encoder.width=4",
-    "encoder.dim=8",
+    *MODALITIES["images"],
     "method.hidden=16",
     "method.out=8",
     "local.batch_size=8",
@@ -43,12 +50,14 @@ def fields_of(method: str) -> set[str]:
     return {line.partition(":")[0] for line in text.splitlines() if line[:1].isalpha()}
 
 
-def tiny(*overrides: str) -> list[str]:
+def tiny(*overrides: str, modality: str = "images") -> list[str]:
     """The options of a tiny run; overrides come last and win; what the chosen method does not have is left out."""
+    overrides = (*(MODALITIES[modality] if modality != "images" else ()), *overrides)
     method = next((o.removeprefix("method=") for o in overrides if o.startswith("method=")), "simclr")
     chosen = {o.split("=")[0] for o in overrides}
     known = fields_of(method)
-    base = [o for o in TINY if o.split("=")[0] not in chosen]
+    given = TINY if modality == "images" else TINY[len(MODALITIES["images"]) :]
+    base = [o for o in given if o.split("=")[0] not in chosen]
     return [*(o for o in base if not o.startswith("method.") or o[7:].split("=")[0] in known), *overrides]
 
 

@@ -29,6 +29,7 @@ LAYERS = (
         "diagnostics",
         "corruptions",
         "probes",
+        "retrieval",
         "modalities",
         "datasets",
     },

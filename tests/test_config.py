@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ OBJECT_FILES = [name for name in GROUP_FILES if not name.startswith("experiment/
 
 def node(name: str) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load((CONF / name).read_text())
-    tree.pop("defaults", None)  # Hydra's, not the object's
+    for default in tree.pop("defaults", ()):  # "/encoder@first: conv4" fills a field, the others are Hydra's own
+        for key, option in default.items() if isinstance(default, dict) else ():
+            if key.startswith("/"):
+                group, _, field = key.removeprefix("/").partition("@")
+                tree[field] = node(f"{group}/{option}.yaml")
     return tree
 
 
@@ -194,8 +199,12 @@ def test_foreign_packages_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.parametrize("name", config.options_of("experiment"))
 def test_every_experiment_composes_and_says_its_command(name: str) -> None:
-    assert config.compose([f"experiment={name}"]).path.name == name
-    assert "# Command: " in (CONF / "experiment" / f"{name}.yaml").read_text()
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    command = next(line.removeprefix("# Command: ") for line in text.splitlines() if line.startswith("# Command: "))
+    words = shlex.split(command)
+    overrides = words[2:] if words[:2] == ["fedssl", "pretrain"] else [f"experiment={name}"]
+    assert f"experiment={name}" in overrides
+    assert config.compose(overrides).path.name == name
 
 
 def test_an_empty_shard_is_refused_whoever_made_it() -> None:

@@ -8,35 +8,57 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same, tiny
+from conftest import MODALITIES, assert_same, tiny
 
 from fedssl import config
 from fedssl.client import FitResult, Local, fit
 from fedssl.errors import ConfigError
+from fedssl.evaluation import encode
 from fedssl.job import Job
 from fedssl.method import Batch, LossOutput, Step
 from fedssl.model import Model, load_arrays, pairs, tensors, to_arrays
 from fedssl.parts import Coupling, Share, part_of
+from fedssl.probes import few_label
 from fedssl.setup import build_model, shares_of
 
 METHODS = config.options_of("method")
 STEP = Step(round=1, rounds=10, step=0, steps=5)
+LEARN = ("federation.rounds=1", "local.epochs=10", "local.lr=0.003", "encoder.width=8", "encoder.dim=32")
+EASY_SIGNALS = (
+    "data.train=600",
+    "data.test=300",
+    "data.steps=48",
+    "data.noise=0.1",
+    "data.classes=4",
+    "data.subjects=2",
+)
+LEARNING = {
+    "images": ("data=digits", *LEARN),
+    "timeseries": ("data=synthetic_signals", *LEARN, *EASY_SIGNALS, "local.epochs=20"),
+}
+NOT_IN_SECONDS = {("mae", "timeseries"), ("simsiam", "timeseries")}  # docs/methods.md says so
 
 
-def job_of(method: str, *overrides: str) -> Job:
-    return config.compose(tiny(f"method={method}", *overrides)).job
+def job_of(method: str, *overrides: str, modality: str = "images") -> Job:
+    return config.compose(tiny(f"method={method}", *overrides, modality=modality)).job
 
 
 def batch_of(job: Job, n: int, seed: int = 0) -> Batch:
-    images = torch.rand((n, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
-    views = job.data.augment.views(images, torch.Generator().manual_seed(seed + 1), job.method.views)
-    return Batch(views, torch.arange(n))
+    index = torch.arange(n)
+    examples = job.data.load().train.shard(np.arange(n), 0).batch(index)
+    views = job.data.augment.views(examples, torch.Generator().manual_seed(seed), job.method.views)
+    return Batch(views, index)
+
+
+CASES = [(name, modality) for name in METHODS for modality in MODALITIES if modality in job_of(name).method.modalities]
+every_case = pytest.mark.parametrize(("name", "modality"), CASES)
 
 
 def model_of(job: Job, n: int = 16) -> Model:
     """A model as a client has it before its first step: banks are filled."""
-    model = build_model(job, (3, 8, 8), n).train()
-    job.method.after_merge(model, job.data.load().train.shard(np.arange(n), 0), None, job.data.augment, STEP)
+    train = job.data.load().train
+    model = build_model(job, train.shape, n).train()
+    job.method.after_merge(model, train.shard(np.arange(n), 0), None, job.data.augment, STEP)
     return model
 
 
@@ -56,9 +78,9 @@ def fit_one(job: Job, model: Model, *, n: int = 16, round: int = 1, local: Local
     )
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_declared_parts_are_the_models_parts(name: str) -> None:
-    job = job_of(name)
+@every_case
+def test_declared_parts_are_the_models_parts(name: str, modality: str) -> None:
+    job = job_of(name, modality=modality)
     model = model_of(job)
     assert [part.name for part in job.method.parts] == list(model.keys())
     for part in job.method.parts:
@@ -68,9 +90,9 @@ def test_declared_parts_are_the_models_parts(name: str) -> None:
     assert all(shares[f"encoder.{k}"] is Share.merge for k, _ in tensors(model["encoder"]))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_gradients_reach_exactly_the_trainable_parts(name: str) -> None:
-    job = job_of(name)
+@every_case
+def test_gradients_reach_exactly_the_trainable_parts(name: str, modality: str) -> None:
+    job = job_of(name, modality=modality)
     model = model_of(job)
     job.method.loss(model, batch_of(job, 8), STEP).loss.backward()
     trainable = {part.name for part in job.method.parts if part.trainable}
@@ -86,9 +108,10 @@ def test_gradients_reach_exactly_the_trainable_parts(name: str) -> None:
 
 
 @pytest.mark.parametrize("encoder_norm", ["group", "batch"])
-@pytest.mark.parametrize("name", METHODS)
-def test_the_loss_changes_nothing(name: str, encoder_norm: str) -> None:
-    job = job_of(name, f"encoder.norm={encoder_norm}")
+@every_case
+def test_the_loss_changes_nothing(name: str, modality: str, encoder_norm: str) -> None:
+    options = [f"encoder.norm={encoder_norm}"] if modality != "pairs" else []
+    job = job_of(name, *options, modality=modality)
     model, batch = model_of(job), batch_of(job, 8)
     before = to_arrays(model)
     first = job.method.loss(model, batch, STEP)
@@ -97,9 +120,9 @@ def test_the_loss_changes_nothing(name: str, encoder_norm: str) -> None:
     assert torch.equal(first.loss, second.loss)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_output_keeps_its_contract(name: str) -> None:
-    job = job_of(name)
+@every_case
+def test_the_output_keeps_its_contract(name: str, modality: str) -> None:
+    job = job_of(name, modality=modality)
     model = model_of(job)
     out: LossOutput = job.method.loss(model, batch_of(job, 6), STEP)
     assert out.loss.shape == ()
@@ -137,9 +160,9 @@ def test_the_coupling_check_sees_a_hidden_batch_norm() -> None:
     assert coupled(job), "batch normalisation in the encoder couples examples"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_teachers_move_towards_not_onto_the_student(name: str) -> None:
-    job = job_of(name)
+@every_case
+def test_teachers_move_towards_not_onto_the_student(name: str, modality: str) -> None:
+    job = job_of(name, modality=modality)
     model = model_of(job)
     teachers = [part for part in job.method.parts if part.follows]
     if not teachers:
@@ -160,9 +183,9 @@ def test_teachers_move_towards_not_onto_the_student(name: str) -> None:
                 assert 0.5 < gap < 1.0, "a decay near 1 keeps most of the teacher"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_state_survives_arrays(name: str) -> None:
-    job = job_of(name)
+@every_case
+def test_the_state_survives_arrays(name: str, modality: str) -> None:
+    job = job_of(name, modality=modality)
     model = model_of(job)
     fit_one(job, model)
     twin = model_of(job)
@@ -170,10 +193,10 @@ def test_the_state_survives_arrays(name: str) -> None:
     assert_same(to_arrays(model), to_arrays(twin))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_loss_falls(name: str) -> None:
+@every_case
+def test_the_loss_falls(name: str, modality: str) -> None:
     """Measured without learning before and after, for long enough that queues are full both times."""
-    job = job_of(name, "local.epochs=25", "federation.rounds=1", "local.lr=0.01", "local.warmup=0")
+    job = job_of(name, "local.epochs=25", "federation.rounds=1", "local.lr=0.01", "local.warmup=0", modality=modality)
     model, still = model_of(job, 32), Local(epochs=10, batch_size=16, lr=1e-12)
     fit_one(job, model, n=32, local=still)
     before = fit_one(job, model, n=32, local=still).loss
@@ -182,9 +205,11 @@ def test_the_loss_falls(name: str) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 9, 17])
-@pytest.mark.parametrize("name", METHODS)
-def test_small_clients_train_or_are_refused(name: str, n: int) -> None:
-    job = job_of(name, "local.batch_size=8")
+@every_case
+def test_small_clients_train_or_are_refused(name: str, modality: str, n: int) -> None:
+    if modality != "images" and n in (3, 7, 17):
+        pytest.skip("on images alone, to save time")
+    job = job_of(name, "local.batch_size=8", modality=modality)
     if n == 1 and getattr(job.method, "norm", "none") == "batch":
         with pytest.raises(ConfigError, match="norm=group"):
             fit_one(job, model_of(job, n), n=n)
@@ -205,17 +230,17 @@ def test_one_example_has_nothing_to_contrast() -> None:
     assert_same(before, to_arrays(model))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_bf16_trains(name: str) -> None:
-    job = job_of(name, "local.precision=bf16")
+@every_case
+def test_bf16_trains(name: str, modality: str) -> None:
+    job = job_of(name, "local.precision=bf16", modality=modality)
     model = model_of(job)
     assert np.isfinite(fit_one(job, model).loss)
     assert all(value.dtype != torch.bfloat16 for _, value in tensors(model)), "the weights stay float32"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_local_training_is_a_function_of_its_seeds(name: str) -> None:
-    job = job_of(name)
+@every_case
+def test_local_training_is_a_function_of_its_seeds(name: str, modality: str) -> None:
+    job = job_of(name, modality=modality)
     a, b, c = model_of(job), model_of(job), model_of(job)
     torch.rand(17)  # the global generator must not matter
     assert fit_one(job, a) == fit_one(job, b)
@@ -228,6 +253,40 @@ def test_local_training_is_a_function_of_its_seeds(name: str) -> None:
 def test_the_constructor_refuses_widths_that_make_no_head(name: str) -> None:
     with pytest.raises(ConfigError):
         model_of(job_of(name, "method.hidden=0"))
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [case for case in CASES if case[1] in LEARNING and case not in NOT_IN_SECONDS],
+)
+def test_learning_beats_the_random_encoder(name: str, modality: str) -> None:
+    """In seconds, read with two labels a class."""
+    job = config.compose([f"method={name}", *LEARNING[modality]]).job
+    data = job.data.load()
+    model = build_model(job, data.train.shape, len(data.train))
+
+    def accuracy() -> float:
+        parts = (data.train, data.test)
+        x, held = (encode(model["encoder"], part, np.arange(len(part)), job.data.augment).numpy() for part in parts)
+        return few_label(x, data.train.targets, held, data.test.targets, per_class=2, repeats=10, seed=0).mean
+
+    before = accuracy()
+    fit_one(job, model, n=len(data.train))
+    after = accuracy()
+    assert after > before + 0.03, f"{after:.3f} after, {before:.3f} before"
+
+
+def test_senseless_combinations_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="MaskedAutoencoder makes no sense on graphs"):
+        job_of("mae", modality="graphs")
+    with pytest.raises(ConfigError, match="Conv4 reads images and SyntheticSignals gives timeseries"):
+        config.compose(["data=synthetic_signals", "encoder=conv4"])
+    with pytest.raises(ConfigError, match="local_views"):
+        job_of(
+            "dino",
+            "method.local_views=2",
+            modality="pairs" if "pairs" in MODALITIES else "images",
+        )
 
 
 def test_golden_losses() -> None:

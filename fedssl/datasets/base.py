@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ class Table(Protocol):
     @property
     def groups(self) -> Groups | None: ...
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one example, as an encoder must know it."""
+    def shape(self) -> tuple[Any, ...]:
+        """Of one example, as an encoder must know it; of pairs, that of the first and that of the second."""
         ...
 
     @property
@@ -39,6 +39,15 @@ class Table(Protocol):
     def to(self, device: str | torch.device) -> Table: ...
     def shard(self, rows: NDArray[np.int64], client: int) -> Examples:
         """What a client with these rows trains on."""
+        ...
+
+
+@runtime_checkable
+class Partial(Protocol):
+    """A table of whose examples some clients have a part only, such as one of two modalities."""
+
+    def untrained(self, client: int) -> tuple[str, ...]:
+        """How the names of arrays begin that no gradient of this client reaches: ("encoder.second.",)."""
         ...
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,28 @@ GROUPS = ("groups", "domains", "subjects", "speakers", "writers")
 CLASSES = ("class_names", "classes", "label_names")
 
 Array = NDArray[Any]
+
+
+@contextmanager
+def open_npz(path: str) -> Iterator[Mapping[str, Array]]:
+    """The arrays of a .npz file by name, read without pickle as they are asked for.
+
+    Raises:
+        ConfigError: no such file, or one that cannot be read, now or inside the `with`.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"There is no file {path}; pass data.path=/path/to/a/file.npz.")
+    try:
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it is a .npy file")
+            yield archive
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigError(
+            f"{path} cannot be read as a .npz file without pickle ({error}); write it with numpy.savez."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -57,19 +80,8 @@ class Npz:
         Raises:
             ConfigError: no such file, not such a file, or arrays that do not fit.
         """
-        file = Path(self.path).expanduser()
-        if not file.is_file():
-            raise ConfigError(f"There is no file {self.path}; pass data.path=/path/to/a/file.npz.")
-        try:
-            with file.open("rb") as stream:
-                archive = np.load(stream, allow_pickle=False)
-                if isinstance(archive, np.ndarray):
-                    raise ValueError("it is a .npy file")
-                return self._read(archive)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ConfigError(
-                f"{self.path} cannot be read as a .npz file without pickle ({error}); write it with numpy.savez."
-            ) from error
+        with open_npz(self.path) as archive:
+            return self._read(archive)
 
     def _read(self, archive: Mapping[str, Array]) -> Data:
         names = next((tuple(str(name) for name in archive[key]) for key in CLASSES if key in archive), ())

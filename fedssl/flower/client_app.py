@@ -25,7 +25,7 @@ from fedssl.job import Job, parse, split
 from fedssl.method import Examples
 from fedssl.model import Model, derive, load_arrays, to_arrays
 from fedssl.parts import Arrays, Share
-from fedssl.setup import build_model, data_of, device_of, public_of, shares_of
+from fedssl.setup import build_model, data_of, device_of, public_of, shares_of, untrained
 
 app = ClientApp()
 
@@ -128,7 +128,9 @@ def train(message: Message, context: Context) -> Message:
         "feature_std": result.feature_std,
         "drift": math.sqrt(tree.squared_distance(trained, now)),
     }
-    return Message(codec.reply(trained, metrics), reply_to=message)
+    lacking = untrained(data_of(job, device), client, trained)
+    sent = {key: value for key, value in trained.items() if key not in lacking}
+    return Message(codec.reply(sent, metrics), reply_to=message)
 
 
 @app.query()

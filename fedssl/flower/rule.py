@@ -12,7 +12,7 @@ from fedssl.parts import Arrays
 class PartRule(Protocol):
     """A strategy that consumes replies one by one in any order, and says how merged arrays meet a client's own."""
 
-    reads: str  # "mean" or "each"
+    reads: str  # "mean", of each array over the clients that sent it, or "each", every client's, all arrays
     keeps: bool  # whether `receive` gets the client's last trained parts
 
     def receive(self, now: Arrays, mine: Arrays, memo: Memo) -> tuple[Arrays, Memo]:

@@ -30,7 +30,7 @@ from fedssl.model import to_arrays
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
 from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
-from fedssl.setup import build_model, data_of, device_of, shares_of
+from fedssl.setup import build_model, data_of, device_of, shares_of, untrained
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def federate(
     with rundir.lock():
         run, point, initial = _open(grid, job, rundir, reporter, state_dir)
         strategy = job.strategy()
+        _check_senders(run, strategy)
         done, now = 0, {key: value for key, value in initial.items() if run.shares[key] is Share.merge}
         if point is not None:
             done, now = point.round, tree.like(point.arrays, initial)
@@ -104,6 +105,19 @@ def _open(
     return run, point, to_arrays(model)
 
 
+def _check_senders(run: _Run, strategy: Any) -> None:
+    """Refuse a strategy that merges whole models only, if some client will send a part of one."""
+    if isinstance(strategy, PartRule) and strategy.reads == "mean":
+        return
+    merged = [key for key, share in run.shares.items() if share is Share.merge]
+    short = [c for c in range(run.job.federation.clients) if untrained(run.data, c, merged)]
+    if short:
+        raise ConfigError(
+            f"client {short[0]} lacks a modality and sends no arrays of its tower, but {type(strategy).__name__} "
+            "merges whole models only: use strategy=fedavg, or give every client both (data.holds=[both])"
+        )
+
+
 def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
     """Instruct a cohort, merge its replies, measure, log, checkpoint."""
     started = time.perf_counter()
@@ -116,9 +130,10 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     def keep(client: int, arrays: Arrays) -> None:
         if client in watched:
             own = {k: v for k, v in arrays.items() if k.startswith("encoder.")}
-            encoders[client] = initial | own | _local_arrays(run, client)
+            encoders[client] = initial | now | own | _local_arrays(run, client)
 
-    tally = Tally(chosen, job.federation.tolerate, now, {node: p for p, node in run.nodes.items()}, keep)
+    partition_of = {node: p for p, node in run.nodes.items()}
+    tally = Tally(chosen, job.federation.tolerate, now, partition_of, keep, lambda c: untrained(run.data, c, now))
     merged = _merge(run, strategy, at, now, tally)
     row: dict[str, Any] = {"round": at, "clients": len(tally.rows), "failures": len(tally.failures)}
     row |= {key: tally.mean(key) for key in ("loss", "drift")}

@@ -34,6 +34,7 @@ class InstanceDiscrimination(SSLMethod):
         hidden, out, layers, norm: of the projector.
     """
 
+    modalities: ClassVar[tuple[str, ...]] = ("images", "timeseries", "graphs")  # of a pair it would see one only
     temperature: float | str | rules.Rule = 0.1
     momentum: float = 0.5
     on_merge: str = "keep"

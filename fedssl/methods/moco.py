@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
+import torch
 from torch import nn
 
 from fedssl import temperature as rules
@@ -12,6 +13,7 @@ from fedssl.heads import mlp
 from fedssl.keys import KeyQueue, check_on_merge
 from fedssl.losses import info_nce
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step, report
+from fedssl.modalities.pairs import two_modalities
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part, Share
 from fedssl.similarity import ready_for
@@ -23,9 +25,10 @@ class MoCo(SSLMethod):
     """MoCo v2 (He et al. 2020, https://arxiv.org/abs/1911.05722; Chen et al. 2020, https://arxiv.org/abs/2003.04297).
 
     The query is the student's projection of view 0, the positive the teacher's of view 1, the negatives are the queue
-    alone. The queue holds embeddings of single examples, so it stays on its client and survives its rounds. Batch
-    statistics can tell this batch's keys from older ones, which is why the authors shuffle batches across GPUs; a
-    client has one device, so they stay. On the digits under label skew the head is better with them than without.
+    alone; with two modalities each asks for the other, so that both towers learn. The queue holds embeddings of single
+    examples, so it stays on its client and survives its rounds. Batch statistics can tell this batch's keys from older
+    ones, which is why the authors shuffle batches across GPUs; a client has one device, so they stay. On the digits
+    under label skew the head is better with them than without.
 
     Attributes:
         temperature: a number, a word (cosine, target_probability, max_snr) or a rule of `fedssl.temperature`.
@@ -71,13 +74,16 @@ class MoCo(SSLMethod):
 
     def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
         """InfoNCE of each query with its key and the queue."""
-        h = model["encoder"](batch.views[0])  # (B, dim)
-        query = model["projector"](h)  # (B, out)
-        key = Target(model)(batch.views[1])  # (B, out)
+        order = (0, 1) if two_modalities(batch.views) else (0,)
+        target = Target(model)
+        h = [model["encoder"](batch.views[i]) for i in order]  # each (B, dim)
+        query = torch.cat([model["projector"](x) for x in h])  # (B, out), or (2B, out)
+        key = torch.cat([target(batch.views[1 - i]) for i in order])
         keys = cast(KeyQueue, model["queue"]).keys.clone()  # a later push must not change what backward reads
         t = rules.choose(rules.rule(self.temperature), query, key, keys, step.progress, self.similarity)
         loss = info_nce(query, key, keys, temperature=t, similarity=self.similarity).mean()
-        return LossOutput(loss, None, h, {"keys": key, "index": batch.index, **report(temperature=t)})
+        index = batch.index.repeat(len(order))
+        return LossOutput(loss, None, h[0], {"keys": key, "index": index, **report(temperature=t)})
 
     def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
         """Move the teacher, and put its keys into the queue."""

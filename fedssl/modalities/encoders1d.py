@@ -14,10 +14,10 @@ from fedssl.norms import norm2d
 
 @dataclass(frozen=True)
 class Conv1d:
-    """A stem of kernel 7, then three residual blocks of which two halve the length, then the mean over time.
+    """A convolution of kernel 7 and two residual blocks, each of which halves the length, then the mean over time.
 
     Args:
-        width: channels of the stem and the first block; 2x follows, and `dim` last.
+        width: channels of the first layer; 2x follows, and `dim` last.
         dim: size of the features.
         norm: "batch", "group", "layer" or "none".
 
@@ -41,29 +41,26 @@ class Conv1d:
     def make(self, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
         """The network for series of `shape` (C, T), of any length from 1 on, and its `dim`."""
         w = self.width
-        layers: list[nn.Module] = [_conv(shape[0], w, 7, 1, self.norm), norm2d(self.norm, w), nn.ReLU()]
-        for fan_in, fan_out, stride in ((w, w, 1), (w, 2 * w, 2), (2 * w, self.dim, 2)):
-            layers.append(_Block(fan_in, fan_out, stride, self.norm))
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten()), self.dim
+        layers: list[nn.Module] = [_conv(shape[0], w, 7, 2, self.norm), norm2d(self.norm, w), nn.ReLU()]
+        blocks = (_Block(w, 2 * w, self.norm), _Block(2 * w, self.dim, self.norm))
+        return nn.Sequential(*layers, *blocks, nn.AdaptiveAvgPool1d(1), nn.Flatten()), self.dim
 
 
 class _Block(nn.Module):
-    """Convolutions of kernel 5 and 3 beside a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Convolutions of kernel 5 and 3 beside a 1x1 convolution; the length is halved, upwards."""
 
-    def __init__(self, fan_in: int, fan_out: int, stride: int, norm: str) -> None:
+    def __init__(self, fan_in: int, fan_out: int, norm: str) -> None:
         super().__init__()
-        self.conv1, self.norm1 = _conv(fan_in, fan_out, 5, stride, norm), norm2d(norm, fan_out)
+        self.conv1, self.norm1 = _conv(fan_in, fan_out, 5, 2, norm), norm2d(norm, fan_out)
         self.conv2, self.norm2 = _conv(fan_out, fan_out, 3, 1, norm), norm2d(norm, fan_out)
-        self.shortcut: nn.Module = nn.Identity()
-        if fan_in != fan_out or stride != 1:
-            self.shortcut = nn.Sequential(_conv(fan_in, fan_out, 1, stride, norm), norm2d(norm, fan_out))
+        self.shortcut, self.norm3 = _conv(fan_in, fan_out, 1, 2, norm), norm2d(norm, fan_out)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.norm1(self.conv1(x)))
         out = self.norm2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        return F.relu(out + self.norm3(self.shortcut(x)))
 
 
 def _conv(fan_in: int, fan_out: int, kernel: int, stride: int, norm: str) -> nn.Conv1d:
-    """A convolution that keeps the length, or halves it upwards; its bias is left to the norm that follows."""
+    """Its bias is left to the norm that follows."""
     return nn.Conv1d(fan_in, fan_out, kernel, stride, padding=kernel // 2, bias=norm == "none")

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
 
 NORMALISE = ("constants", "each")
 _KNOTS = 5  # places along a series where the speed of a time warp is drawn
+_BANDS = 16  # of the spectrum in `Statistics`
 _TINY = 1e-6  # added to the deviation of a series, so that a flat one becomes 0
 
 
@@ -200,7 +202,8 @@ class TimeSeriesViews:
         spectrum = torch.fft.rfft(x, dim=2)  # (B, C, T // 2 + 1); the first is the sum
         band = _span(spectrum.shape[2] - 1, self.frequency_mask, generator, x)
         band = torch.cat((torch.zeros_like(band[:, :1]), band), 1)
-        return torch.fft.irfft(spectrum.masked_fill(band.unsqueeze(1), 0.0), n=x.shape[2], dim=2)
+        kept: Tensor = torch.fft.irfft(spectrum.masked_fill(band.unsqueeze(1), 0.0), n=x.shape[2], dim=2)
+        return kept
 
 
 def resample(x: Tensor, at: Tensor) -> Tensor:
@@ -219,6 +222,24 @@ def rotations(axis: Tensor, angle: Tensor) -> Tensor:
     sin, cos = angle.sin().view(-1, 1, 1), angle.cos().view(-1, 1, 1)
     eye = torch.eye(3, dtype=axis.dtype, device=axis.device)
     return eye + sin * cross + (1 - cos) * (cross @ cross)
+
+
+class Statistics(nn.Module):
+    """Series (B, C, T) to what a person would measure first, (B, 22 C): an encoder must beat a classifier of these.
+
+    Of each channel: mean, deviation, smallest, largest, mean size, mean size of the steps, and the logarithm of the
+    spectrum in 16 bands from the lowest frequency to half the highest; a short series leaves some bands 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.diff(dim=2).abs().mean(2) if x.shape[2] > 1 else torch.zeros_like(x[:, :, 0])
+        spread = x.std(2, correction=0)
+        moments = torch.stack((x.mean(2), spread, x.amin(2), x.amax(2), x.abs().mean(2), steps), 2)
+        spectrum = torch.fft.rfft(x, dim=2).abs()[:, :, 1:]  # without the mean
+        width = max(1, x.shape[2] // (4 * _BANDS))
+        kept = F.pad(spectrum, (0, max(0, width * _BANDS - spectrum.shape[2])))[:, :, : width * _BANDS]
+        bands = kept.reshape(*x.shape[:2], _BANDS, width).mean(3).log1p()
+        return torch.cat((moments, bands), 2).flatten(1)
 
 
 def _span(length: int, share: float, generator: torch.Generator, like: Tensor) -> Tensor:

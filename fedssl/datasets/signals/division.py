@@ -33,6 +33,7 @@ def divided(
     fraction: float,
     held: NDArray[np.bool_] | None = None,
     recordings: Array | None = None,
+    strata: Array | None = None,
 ) -> Data:
     """Training and test part of one table.
 
@@ -46,6 +47,7 @@ def divided(
         fraction: about how much is held out, strictly between 0 and 1; not read by "file".
         held: (N,) the file's own division.
         recordings: (N,) to which recording each series belongs, unique within a group.
+        strata: (N,) within which recordings are held out; the groups unless given.
 
     Raises:
         ConfigError: the data lack what the division needs, or a part would be empty.
@@ -67,8 +69,8 @@ def divided(
     elif test == "groups" and groups is not None:
         train, out = whole_units(np.zeros(len(whole), np.int64), groups, fraction)
     elif test == "recordings" and recordings is not None:
-        strata = np.zeros(len(whole), np.int64) if groups is None else groups
-        train, out = whole_units(strata, recordings, fraction)
+        alike = np.zeros(len(whole), np.int64) if groups is None else groups
+        train, out = whole_units(alike if strata is None else strata, recordings, fraction)
     else:
         train, out = stratified(len(whole) if whole.targets is None else whole.targets, fraction, SPLIT_SEED)
     return Data(whole.subset(train), whole.subset(out), classes)

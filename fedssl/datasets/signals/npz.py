@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fedssl.datasets.base import Data
 from fedssl.datasets.signals.division import check_test, divided
@@ -92,21 +93,21 @@ class SignalsNpz:
                 f"{self.path} holds {', '.join(sorted(archive))}; name the series train_signals and test_signals, "
                 "x_train and x_test, or signals."
             )
-        if len({array.shape[1:] for array in found}) > 1:
+        series = [as_signals(array, self.layout == "channels_last", f"The series of {self.path}") for array in found]
+        if len({one.shape[1:] for one in series}) > 1:
             raise ConfigError(
-                f"The series of {self.path} for training have shape {found[0].shape} and those for testing "
-                f"{found[1].shape}; an encoder needs one shape, so cut or pad them."
+                f"The series of {self.path} for training have shape {tuple(series[0].shape)} and those for testing "
+                f"{tuple(series[1].shape)}; an encoder needs one shape, so cut or pad them."
             )
-        sizes = [len(array) if array.ndim else 0 for array in found]
+        sizes = [len(one) for one in series]
         held = self._column(archive, parts, sizes, ("is_test",)) if parts == ("",) else np.repeat([False, True], sizes)
         labels = self._column(archive, parts, sizes, ("labels", "y"))
         names = next((tuple(str(name) for name in archive[key]) for key in CLASSES if key in archive), ())
         targets, classes = numbered(labels, names, self.path)
-        groups = self._column(archive, parts, sizes, GROUPS if self.groups is None else (self.groups,), self.groups)
-        chosen = RECORDINGS if self.recordings is None else (self.recordings,)
-        recordings = self._column(archive, parts, sizes, chosen, self.recordings)
-        series = as_signals(np.concatenate(found), self.layout == "channels_last", f"The series of {self.path}")
-        whole = Signals(series, targets, groups)
+        groups = self._column(archive, parts, sizes, (self.groups,) if self.groups else GROUPS, bool(self.groups))
+        named = (self.recordings,) if self.recordings else RECORDINGS
+        recordings = self._column(archive, parts, sizes, named, bool(self.recordings))
+        whole = Signals(torch.cat(series), targets, groups)
         return divided(
             whole, classes, self.test, self.test_fraction, None if held is None else held.astype(bool), recordings
         )
@@ -117,9 +118,9 @@ class SignalsNpz:
         parts: Iterable[str],
         sizes: list[int],
         names: tuple[str, ...],
-        wanted: str | None = None,
+        needed: bool = False,
     ) -> Array | None:
-        """One array over all parts, or None where no part has it under one of these names."""
+        """(N,) one number or word per series over all parts; None where no part has one of these names."""
         found = []
         for part in parts:
             own = [f"{part}_{name}" if part else name for name in names]
@@ -127,7 +128,7 @@ class SignalsNpz:
                 own += [f"y_{part}", f"Y_{part}"]
             found.append(_first(archive, own))
         present = [column for column in found if column is not None]
-        if not present and wanted is None:
+        if not present and not needed:
             return None
         if len(present) < len(found):
             raise ConfigError(
@@ -135,11 +136,11 @@ class SignalsNpz:
                 f"{len(found)} parts; give it for all series or for none."
             )
         for column, size in zip(present, sizes, strict=True):
-            if column.ndim == 0 or len(column) != size:
+            if column.size != size:
                 raise ConfigError(
                     f"{names[0]} of {self.path} has shape {column.shape} for {size} series; give one per series."
                 )
-        return np.concatenate(present)
+        return np.concatenate([column.reshape(-1) for column in present])
 
 
 def _series_names(part: str) -> tuple[str, ...]:

@@ -102,7 +102,8 @@ def as_signals(array: Array, channels_last: bool, where: str) -> Tensor:
         )
     elif channels_last:
         array = array.transpose(0, 2, 1)
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which `Signals` refuses
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
 def numbered(labels: Array | None, names: tuple[str, ...], where: str) -> tuple[Labels | None, tuple[str, ...]]:
@@ -114,8 +115,10 @@ def numbered(labels: Array | None, names: tuple[str, ...], where: str) -> tuple[
     Raises:
         ConfigError: labels that are neither whole numbers nor words, or not one for each series.
     """
-    if labels is None:
+    if labels is None or labels.size == 0:
         return None, ()
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
+        labels = labels.astype(np.int64)
     if labels.size != len(labels) or labels.dtype.kind not in "iubU":
         raise ConfigError(
             f"The labels of {where} are {labels.dtype} of shape {labels.shape}; "
