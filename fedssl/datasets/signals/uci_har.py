@@ -15,7 +15,15 @@ from fedssl.errors import ConfigError
 from fedssl.modalities.timeseries import TimeSeriesViews
 
 CHANNELS = tuple(f"{kind}_{axis}" for kind in ("body_acc", "body_gyro", "total_acc") for axis in "xyz")
-VIEWS = TimeSeriesViews()
+VIEWS = TimeSeriesViews(
+    rotation=30.0,
+    normalise="constants",
+    mean=(0.0003, -0.0002, 0.0, 0.0056, -0.0018, -0.0075, 0.8093, 0.0299, 0.1063),
+    std=(0.1912, 0.1164, 0.0986, 0.4046, 0.3577, 0.2473, 0.411, 0.3979, 0.3345),
+    permutation=0.3,
+    crop=(0.25, 1.0),
+    time_mask=0.3,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class UciHar:
         check_test(self.test, self.test_fraction)
 
     def load(self) -> Data:
-        """Reads the inertial signals; some ten seconds.
+        """Reads the inertial signals and divides them, always in the same way.
 
         Raises:
             ConfigError: no such folder, a file is missing or is no table of numbers, or tables that do not fit.
