@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,6 +65,27 @@ class FitResult:
     measures: Mapping[str, float] = field(default_factory=dict)  # what the method reports, means over the round
 
 
+@dataclass(frozen=True, eq=False)
+class Pull:
+    """A proximal term: (strength / 2) * |w - w_start|^2 over some parameters, the pull of FedProx."""
+
+    strength: float
+    parameters: Sequence[nn.Parameter]
+    starts: Sequence[Tensor]
+
+    @classmethod
+    def towards_now(cls, strength: float, parameters: Sequence[nn.Parameter]) -> Pull:
+        """Towards the present values."""
+        return cls(strength, parameters, [p.detach().clone() for p in parameters])
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Add the term's gradient to `p.grad`."""
+        for parameter, start in zip(self.parameters, self.starts, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start, alpha=self.strength)
+
+
 def optimizer_for(model: nn.Module, local: Local) -> torch.optim.Optimizer:
     """A fresh optimiser; norms and biases take no weight decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -91,6 +112,7 @@ def fit(
     seed: int,
     client: int,
     public: Examples | None = None,
+    pull: Pull | None = None,
 ) -> FitResult:
     """Train a model in place on one client's examples for one round.
 
@@ -129,6 +151,8 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=local.precision == "bf16"):
             out = gradient.backward(method, model, Batch(views, index), step, noise)
+        if pull is not None:
+            pull.apply()
         if local.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(trainable, local.clip_norm)
         optimizer.step()
@@ -145,6 +169,8 @@ def fit(
             f"the loss of client {client} became {loss} in round {round}: training cannot go on from there; "
             f"lower local.lr (now {local.lr}) or set local.clip_norm=1"
         )
+    summaries = seeds.torch_stream(seed, *path, "upload", device=device)
+    measures |= {k: v.item() for k, v in method.before_upload(model, data, public, augment, summaries).items()}
     std = feature_std(features.float()) if features is not None else 0.0
     return FitResult(examples=n, steps=len(batches), loss=loss, feature_std=std, measures=measures)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedssl.losses import decorrelation
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step
@@ -72,3 +74,9 @@ class Decorrelated(SSLMethod):
     def after_merge(self, model: Model, own: Examples, public: Examples | None, augment: Augment, step: Step) -> None:
         """As the method."""
         self.method.after_merge(model, own, public, augment, step)
+
+    def before_upload(
+        self, model: Model, own: Examples, public: Examples | None, augment: Augment, generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """As the method."""
+        return self.method.before_upload(model, own, public, augment, generator)

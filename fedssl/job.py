@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from fedssl.gradient import GradientTransform
 from fedssl.method import Augment, MultiCrop, SSLMethod
 from fedssl.modalities.pairs import SIDES
 from fedssl.partition import Partition, Splittable
+from fedssl.parts import Part
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,20 @@ class Source(Protocol):
     def load(self) -> Any: ...
 
 
+@runtime_checkable
+class Owner(Protocol):
+    """A strategy that has a say in who owns which part."""
+
+    def shares(self, parts: Sequence[Part]) -> Mapping[str, str]: ...
+
+
 class Job:
     """A resolved configuration and the objects it describes, built when first asked for.
 
     Attributes:
         text: the canonical JSON; equal texts are equal jobs.
         seed, device, threads, baselines, checkpoint_every: scalars of the configuration.
-        share: the strategy's overrides of who owns which part.
+        share: the configuration's word on who owns which part.
     """
 
     SCALARS: Mapping[str, type] = {
@@ -168,6 +176,13 @@ class Job:
             return build(self._strategy, "strategy")
         finally:
             logger.setLevel(before)
+
+    @cached_property
+    def ownership(self) -> dict[str, str]:
+        """Who owns which part where the method has no say: the strategy's word, and before it the configuration's."""
+        strategy = self.strategy()
+        chosen = strategy.shares(self.method.parts) if isinstance(strategy, Owner) else {}
+        return {**chosen, **self.share}
 
     def check(self) -> None:
         """Build every part once, so that bad options are refused before any data is read.

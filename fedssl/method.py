@@ -134,3 +134,12 @@ class SSLMethod(Protocol):
 
     def after_merge(self, model: Model, own: Examples, public: Examples | None, augment: Augment, step: Step) -> None:
         """Bring state of earlier rounds up to the merged weights. Called before a client's first step of a round."""
+
+    def before_upload(
+        self, model: Model, own: Examples, public: Examples | None, augment: Augment, generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Fill the parts that summarise a client's data, such as centroids; returns scalars () to report.
+
+        Called after the last step of a round, with the model in training mode.
+        """
+        return {}

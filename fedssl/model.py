@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedssl import seeds
 from fedssl.errors import ProtocolError
 from fedssl.norms import is_norm
-from fedssl.parts import Arrays, Part
+from fedssl.parts import Arrays, Layout, Part
 
 Model = nn.ModuleDict  # its keys are the names of the parts
 
@@ -29,6 +29,16 @@ def norm_keys(model: nn.Module) -> frozenset[str]:
         if is_norm(module):
             found.update(f"{prefix}.{name}" for name in module.state_dict())
     return frozenset(found)
+
+
+def layout_of(model: nn.Module, parts: Sequence[Part]) -> Layout:
+    """What a strategy may know of the arrays of a model."""
+    convolutions = {prefix for prefix, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd)}
+    return Layout(
+        parameters=frozenset(name for name, _ in model.named_parameters()),
+        kernels=frozenset(f"{prefix}.weight" for prefix in convolutions),
+        follows={part.name: part.follows for part in parts if part.follows},
+    )
 
 
 @torch.no_grad()

@@ -50,6 +50,21 @@ class Part:
     sized: bool = False
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What the arrays of a model are, told by the modules that hold them, never by their names.
+
+    Attributes:
+        parameters: arrays that gradients can change, as against buffers such as running statistics.
+        kernels: weights of convolutions.
+        follows: for each teacher the parts that it tracks; `teacher.encoder.x` is the copy of `encoder.x`.
+    """
+
+    parameters: frozenset[str]
+    kernels: frozenset[str]
+    follows: Mapping[str, tuple[str, ...]]
+
+
 def part_of(key: str) -> str:
     """The part that an array belongs to: `part_of("encoder.stem.weight") == "encoder"`."""
     return key.partition(".")[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
@@ -14,7 +14,8 @@ from flwr.serverapp.strategy import Strategy
 from fedssl.errors import ProtocolError
 from fedssl.flower import codec
 from fedssl.flower.codec import Memo
-from fedssl.parts import Arrays
+from fedssl.flower.rule import Own
+from fedssl.parts import Arrays, Layout, Part
 from fedssl.tree import PartialMean
 
 
@@ -39,8 +40,9 @@ class PartStrategy(Strategy):
     """
 
     reads: ClassVar[Literal["mean", "each"]] = "mean"
-    keeps: ClassVar[bool] = False  # whether `receive` gets the client's own last trained parts as `mine`
+    proximal: float = 0.0
     _now: Arrays
+    _at: int  # the round that is being merged
 
     @abstractmethod
     def merge(self, now: Arrays, updates: Sequence[Update]) -> Arrays:
@@ -50,15 +52,31 @@ class PartStrategy(Strategy):
         """The weight of one client's update: its examples."""
         return update.weight
 
-    def receive(self, now: Arrays, mine: Arrays, memo: Memo) -> tuple[Arrays, Memo]:
-        """On the client: the values to start from, given the server's and the client's own. Default: the server's."""
-        return now, memo
+    @property
+    def keeps(self) -> Collection[str]:
+        """The parts whose trained values a client keeps for its next `receive`. Default: none."""
+        return ()
+
+    def shares(self, parts: Sequence[Part]) -> Mapping[str, str]:
+        """Who owns which part under this rule; the configuration's `share` wins. Default: as the method says."""
+        return {}
+
+    def receive(self, now: Arrays, own: Own, at: int, layout: Layout) -> tuple[Arrays, Memo]:
+        """On the client: the values to start from, given the server's and the client's own. Default: the server's.
+
+        They may include parts that are local, such as a teacher; what is left out starts from the client's own.
+        """
+        return now, own.memo
+
+    def remember(self, start: Arrays, trained: Arrays, memo: Memo, layout: Layout) -> Memo:
+        """On the client: what to remember after training from `start` to `trained`. Default: what it knew before."""
+        return memo
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One instruction for each node of the grid; all share one record."""
-        self._now = codec.decode(arrays)
+        self._now, self._at = codec.decode(arrays), server_round
         config["server-round"] = server_round
         content = codec.instruction(arrays, config)
         return [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]

@@ -16,15 +16,15 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedssl import tree
-from fedssl.client import fit
+from fedssl.client import Pull, fit
 from fedssl.errors import ProtocolError
 from fedssl.flower import codec, state_files
 from fedssl.flower.codec import ClientState, Memo
-from fedssl.flower.rule import PartRule
+from fedssl.flower.rule import Own, PartRule
 from fedssl.job import Job, parse, split
 from fedssl.method import Examples
-from fedssl.model import Model, derive, load_arrays, to_arrays
-from fedssl.parts import Arrays, Share
+from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
+from fedssl.parts import Arrays, Layout, Share, part_of
 from fedssl.setup import build_model, data_of, device_of, public_of, shares_of, untrained
 
 app = ClientApp()
@@ -54,6 +54,7 @@ class _Worker(threading.local):
     model: Model
     initial: Arrays
     shares: dict[str, Share]
+    layout: Layout
     strategy: Any  # only its client side is used here, which keeps no state
 
 
@@ -66,6 +67,7 @@ def _prepare(job: Job, examples: int, device: torch.device) -> _Worker:
     if _worker.text != text:
         model = build_model(job, data_of(job, device).train.shape, examples)
         _worker.shares = shares_of(job, model)
+        _worker.layout = layout_of(model, job.method.parts)
         _worker.initial = to_arrays(model)
         _worker.model = model.to(device)
         _worker.strategy = job.strategy()
@@ -73,16 +75,29 @@ def _prepare(job: Job, examples: int, device: torch.device) -> _Worker:
     return _worker
 
 
-def _load(worker: _Worker, job: Job, now: Arrays, state: ClientState) -> tuple[Memo, list[str]]:
-    """Fill the worker's model for this client; returns the strategy's memo and the names of the local arrays."""
+def _load(worker: _Worker, job: Job, now: Arrays, state: ClientState, at: int) -> tuple[Arrays, Memo, list[str]]:
+    """Fill the worker's model for this client.
+
+    Returns:
+        The merged parts as they start, the strategy's memo, and the names of the local arrays.
+    """
     start, memo = now, state.memo
     if isinstance(worker.strategy, PartRule):
-        start, memo = worker.strategy.receive(now, state.mine, state.memo)
-    own = [key for key, share in worker.shares.items() if share is Share.local]
-    load_arrays(worker.model, start)
-    load_arrays(worker.model, {key: worker.initial[key] for key in own} | state.local)
+        own = Own(state.mine, state.memo, state.round)
+        start, memo = worker.strategy.receive(now, own, at, worker.layout)
+    local = [key for key, share in worker.shares.items() if share is Share.local]
+    load_arrays(worker.model, {key: worker.initial[key] for key in local} | state.local)
+    load_arrays(worker.model, start)  # after the local ones: a rule may refresh a local teacher
     derive(worker.model, job.method.parts, [key for key, share in worker.shares.items() if share is Share.derived])
-    return memo, own
+    return {key: start.get(key, value) for key, value in now.items()}, memo, local
+
+
+def _pull(worker: _Worker) -> Pull | None:
+    """The strategy's proximal term over the parameters that it merges."""
+    if not (isinstance(worker.strategy, PartRule) and worker.strategy.proximal):
+        return None
+    shared = [p for key, p in worker.model.named_parameters() if worker.shares[key] is Share.merge and p.requires_grad]
+    return Pull.towards_now(worker.strategy.proximal, shared)
 
 
 @app.train()
@@ -100,7 +115,7 @@ def train(message: Message, context: Context) -> Message:
     state = ClientState.load(context)
 
     now = codec.decode(message.content.array_records[codec.ARRAYS])
-    memo, own = _load(worker, job, now, state)
+    start, memo, local = _load(worker, job, now, state, at)
     job.gradient.admit(job.method, worker.model)
     result = fit(
         job.method,
@@ -114,10 +129,14 @@ def train(message: Message, context: Context) -> Message:
         seed=job.seed,
         client=client,
         public=public_of(job, device),
+        pull=_pull(worker),
     )
     trained = to_arrays(worker.model, now.keys())
-    mine = trained if isinstance(worker.strategy, PartRule) and worker.strategy.keeps else {}
-    ClientState(to_arrays(worker.model, own), mine, memo, at).save(context)
+    mine: Arrays = {}
+    if isinstance(worker.strategy, PartRule):
+        memo = worker.strategy.remember(start, trained, memo, worker.layout)
+        mine = {key: value for key, value in trained.items() if part_of(key) in worker.strategy.keeps}
+    ClientState(to_arrays(worker.model, local), mine, memo, at).save(context)
     state_files.keep(config, context, client, at)
     metrics: dict[str, float | int] = {
         **result.measures,

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from fedssl.flower.codec import Memo
-from fedssl.parts import Arrays
+from fedssl.parts import Arrays, Layout, Part
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a client brings to a round from its earlier ones."""
+
+    arrays: Arrays = field(default_factory=dict)  # last trained values of the parts that the strategy keeps
+    memo: Memo = field(default_factory=dict)
+    round: int = 0  # the last round in which it trained; 0: never, and then there are no arrays
 
 
 @runtime_checkable
@@ -13,8 +24,21 @@ class PartRule(Protocol):
     """A strategy that consumes replies one by one in any order, and says how merged arrays meet a client's own."""
 
     reads: str  # "mean", of each array over the clients that sent it, or "each", every client's, all arrays
-    keeps: bool  # whether `receive` gets the client's last trained parts
+    proximal: float  # how strongly local training is pulled to where it starts; 0: not at all
 
-    def receive(self, now: Arrays, mine: Arrays, memo: Memo) -> tuple[Arrays, Memo]:
-        """On the client: the values to start from, and what to remember."""
+    @property
+    def keeps(self) -> Collection[str]:
+        """The parts whose trained values a client keeps for its next `receive`."""
+        ...
+
+    def shares(self, parts: Sequence[Part]) -> Mapping[str, str]:
+        """Who owns which part under this rule, where it differs from what the method says; the configuration wins."""
+        ...
+
+    def receive(self, now: Arrays, own: Own, at: int, layout: Layout) -> tuple[Arrays, Memo]:
+        """On the client in round `at`: the values to start from, and what to remember."""
+        ...
+
+    def remember(self, start: Arrays, trained: Arrays, memo: Memo, layout: Layout) -> Memo:
+        """On the client after training: what to remember of how the merged parts moved."""
         ...
