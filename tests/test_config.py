@@ -27,8 +27,12 @@ def node(name: str) -> dict[str, Any]:
     for default in tree.pop("defaults", ()):  # "/encoder@first: conv4" fills a field, the others are Hydra's own
         for key, option in default.items() if isinstance(default, dict) else ():
             if key.startswith("/"):
-                group, _, field = key.removeprefix("/").partition("@")
-                tree[field] = node(f"{group}/{option}.yaml")
+                group, _, place = key.removeprefix("/").partition("@")
+                *outer, field = place.split(".")
+                inner = tree
+                for name in outer:
+                    inner = inner.setdefault(name, {})
+                inner[field] = node(f"{group}/{option}.yaml")
     return tree
 
 
@@ -86,7 +90,8 @@ def test_sections_equal_their_dataclasses(section: str, cls: Any) -> None:
 
 @pytest.mark.parametrize("name", [n for n in OBJECT_FILES if not n.startswith(("strategy/", "data/"))])
 def test_every_option_builds(name: str) -> None:
-    build(node(name), name.split("/")[0])
+    tree = {key: "x" if value == "???" else value for key, value in node(name).items()}
+    build(tree, name.split("/")[0])
 
 
 @pytest.mark.parametrize(
