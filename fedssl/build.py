@@ -88,7 +88,8 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
                 return tuple(coerce(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
     elif origin in (dict, Mapping) or (inspect.isclass(origin) and issubclass(origin, Mapping)):
         if isinstance(value, Mapping):
-            return dict(value)
+            inner = args[1] if args else Any
+            return {str(key): coerce(v, inner, f"{where}.{key}") for key, v in value.items()}
     elif inspect.isclass(kind) and issubclass(kind, Enum):
         if value in [member.value for member in kind]:
             return kind(value)

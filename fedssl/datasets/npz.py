@@ -65,7 +65,7 @@ class Npz:
     Args:
         path: the file.
         groups: name of the array of groups, without P; null looks for the usual names.
-        limit: only so many training examples, from the start, of all classes alike; null takes all.
+        limit: only so many training examples, from the start, of all classes and groups alike; null takes all.
         augment: how views are drawn; the number of its means decides whether images are made grey or colour.
     """
 
@@ -96,7 +96,7 @@ class Npz:
                     "x_train and x_test, images, or their packed form train_jpeg and train_offsets."
                 )
             train, test = first, second
-        train = train.rows(balanced_head(train.labels, len(train), self.limit))
+        train = train.rows(balanced_head(train.kinds, len(train), self.limit))
         sets = [part.dataset(self.augment.channels) for part in (train, test)]
         top = max((int(part.targets.max()) for part in sets if part.targets is not None), default=-1)
         return Data(sets[0], sets[1], names or tuple(str(label) for label in range(top + 1)))
@@ -143,6 +143,13 @@ class _Table:
     def __len__(self) -> int:
         stored = self.offsets if self.pixels is None else self.pixels
         return 0 if stored is None else len(stored)
+
+    @property
+    def kinds(self) -> Array | None:
+        """(N,) a number for each label of each group; None where there are neither."""
+        columns = [column.reshape(len(self), -1)[:, 0] for column in (self.labels, self.groups) if column is not None]
+        codes = [np.unique(column, return_inverse=True)[1] for column in columns]
+        return codes[0] * (1 + codes[-1].max()) + codes[-1] if codes else None
 
     def checked(self) -> _Table:
         """Columns of one length: spans for JPEG, one row per image where a row holds several grey ones."""
