@@ -6,15 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedssl.client import FitResult, fit
-from fedssl.datasets.base import Shard
-from fedssl.job import Job, split
+from fedssl.job import Job
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays
 from fedssl.setup import build_model, public_of
+from fedssl.shards import parts_of, union_of
 
 
 def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int, FitResult], None]) -> Arrays:
@@ -24,7 +23,7 @@ def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int
     theirs on average, and there are as many epochs as rounds times the fraction of clients that takes part; both up to
     rounding. `tick` is called with each finished round, their number, and the result.
     """
-    steps = sum(-(-len(rows) // job.local.batch_size) for rows in split(job, train))
+    steps = sum(-(-len(rows) // job.local.batch_size) for rows in parts_of(job, device))
     local = replace(job.local, batch_size=-(-len(train) // steps))
     rounds = max(1, round(job.federation.rounds * job.federation.fraction))
     model = build_model(job, train.shape, len(train)).to(device)
@@ -32,7 +31,7 @@ def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int
         result = fit(
             job.method,
             model,
-            Shard.of(train, np.arange(len(train))),
+            union_of(job, device),
             job.data.augment,
             local,
             gradient=job.gradient,

@@ -20,7 +20,7 @@ from fedssl.errors import ConfigError
 from fedssl.gradient import GradientTransform
 from fedssl.method import Augment, MultiCrop, SSLMethod
 from fedssl.modalities.pairs import SIDES
-from fedssl.partition import Partition, Splittable
+from fedssl.partition import FeatureShift, Partition, Splittable
 from fedssl.parts import Part
 
 
@@ -217,6 +217,11 @@ class Job:
             raise ConfigError(
                 f"{method} makes no sense on {modality}: it takes {', '.join(self.method.modalities)}; "
                 "choose another method"
+            )
+        if isinstance(self.partition, FeatureShift) and modality not in ("images", "timeseries"):
+            raise ConfigError(
+                f"partition=feature_shift changes images and time series and {data} gives {modality}: choose another "
+                "partition"
             )
         if self.method.local_views and not isinstance(self.data.augment, MultiCrop):
             raise ConfigError(f"method.local_views crops, which {data} cannot: use method.local_views=0")

@@ -83,13 +83,19 @@ class Record:
     def partition(self) -> str:
         """The partition with its options."""
         options = self.of("partition")
-        own = options.items() if isinstance(options, Mapping) else ()
-        return f"{self.kind('partition')}({', '.join(f'{k}={v}' for k, v in own if k != '_target_')})"
+        return _call(options) if isinstance(options, Mapping) else f"{NOTHING}()"
 
     @property
     def rank(self) -> float | None:
         """The effective rank of the merged features."""
         return number(self.numbers.get("effective_rank", self.numbers.get("rankme")))
+
+
+def _call(node: Mapping[str, Any]) -> str:
+    """A configuration node as the call that it stands for, such as Dirichlet(alpha=0.3, min_size=2)."""
+    own = ((k, _call(v) if isinstance(v, Mapping) else v) for k, v in node.items() if k != "_target_")
+    name = str(node.get("_target_") or NOTHING).rpartition(".")[2]
+    return f"{name}({', '.join(f'{k}={v}' for k, v in own)})"
 
 
 def _read(run: RunDirectory, name: str) -> dict[str, Any]:

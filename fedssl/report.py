@@ -175,16 +175,18 @@ def _split(record: Record) -> list[Html]:
     split = record.manifest.get("split", {})
     if not split:
         return []
-    emd = number(split.get("label_emd"))
+    emd, skew = number(split.get("label_emd")), number(split.get("feature_skew"))
+    absent = {name for name, value in (("label EMD", emd), ("feature skew", skew)) if value is None}
     rows = [
         ["statistic", "value", "reading"],
         ["label EMD", decimal(emd, 3), "0: same labels on every client; towards 1: each has its own"],
+        ["feature skew", decimal(skew, 3), "0: examples look alike on every client; towards 1: each has its own look"],
         ["Gini of sizes", decimal(split.get("gini"), 3), "0: equal sizes; towards 1: one client has everything"],
         ["smallest client", decimal(split.get("smallest"), 0), "examples"],
         ["largest client", decimal(split.get("largest"), 0), "examples"],
         ["fingerprint", str(split.get("fingerprint", NOTHING))[:16], "equal fingerprints are equal splits"],
     ]
-    return [page.table([row for row in rows if row[0] != "label EMD" or emd is not None], words=[2])]
+    return [page.table([row for row in rows if row[0] not in absent], words=[2])]
 
 
 def table(runs: Sequence[RunDirectory]) -> list[list[str]]:

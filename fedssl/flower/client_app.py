@@ -7,44 +7,24 @@ from __future__ import annotations
 
 import math
 import threading
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedssl import tree
 from fedssl.client import Pull, fit
-from fedssl.errors import ProtocolError
 from fedssl.flower import codec, state_files
 from fedssl.flower.codec import ClientState, Memo
 from fedssl.flower.rule import Own, PartRule
-from fedssl.job import Job, parse, split
-from fedssl.method import Examples
+from fedssl.job import Job, parse
 from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
 from fedssl.parts import Arrays, Layout, Share, part_of
 from fedssl.setup import build_model, data_of, device_of, public_of, shares_of, untrained
+from fedssl.shards import shard_of
 
 app = ClientApp()
-
-
-@lru_cache(maxsize=4)
-def _shards(text: str) -> list[np.ndarray]:
-    job = parse(text)
-    return split(job, data_of(job, device_of(job)).train)
-
-
-def shard_of(job: Job, client: int, device: torch.device) -> Examples:
-    """A client's shard; the data set is read and split once in a process."""
-    parts = _shards(job.text)
-    if not 0 <= client < len(parts):
-        raise ProtocolError(
-            f"this node has partition-id {client}, the job has {len(parts)} clients: set federation.clients to match"
-        )
-    examples: Examples = data_of(job, device).train.shard(parts[client], client)
-    return examples
 
 
 class _Worker(threading.local):

@@ -25,12 +25,13 @@ from fedssl.flower import codec, state_files, strategy_state
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, roster
 from fedssl.flower.rule import PartRule
-from fedssl.job import Job, split
+from fedssl.job import Job
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
 from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
 from fedssl.setup import build_model, data_of, device_of, shares_of, untrained
+from fedssl.shards import described, measured_skew, parts_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _open(
     """What the rounds share, the checkpoint to start from, and all initial arrays."""
     device = device_of(job)
     data = data_of(job, device)
-    parts = split(job, data.train)
+    parts = parts_of(job, device)
     model = build_model(job, data.train.shape)
     shares = shares_of(job, model)
     if Share.merge not in shares.values():
@@ -98,7 +99,9 @@ def _open(
     point = rundir.latest()
     if point is None:
         rundir.write("manifest.json", _manifest(job, data, parts, device))
-        rundir.write("split.json", split_table(parts, data.train.targets, data.classes))
+        table = split_table(parts, data.train.targets, data.classes)
+        rundir.write("split.json", table | described(job, data, parts))
+        partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
     run = _Run(grid, job, rundir, reporter, evaluator, data, device, shares, nodes, state_dir)
@@ -287,5 +290,6 @@ def _manifest(job: Job, data: Any, parts: list[np.ndarray], device: torch.device
         "split": {
             "fingerprint": partition.fingerprint(parts),
             **partition.heterogeneity(parts, data.train.targets),
+            **measured_skew(job, device),
         },
     }

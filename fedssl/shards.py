@@ -1,0 +1,116 @@
+"""What each client of a job holds and how it sees it; the same for training, for probes and for the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedssl import seeds
+from fedssl.datasets.base import Data, Shard, Table
+from fedssl.duplicates import DuplicateSafe, leaks
+from fedssl.errors import ProtocolError
+from fedssl.job import Job, parse, split
+from fedssl.method import Examples
+from fedssl.optics import Optics, unit_of
+from fedssl.partition import FeatureShift, Indices, feature_skew
+from fedssl.partition.draws import owner_of
+from fedssl.seen import Seen
+from fedssl.setup import data_of
+
+_DESCRIBED = 5000  # examples that the measure of feature skew reads, at most
+
+
+def parts_of(job: Job, device: torch.device) -> list[Indices]:
+    """The clients' rows of the training set; the data set is read and split once in a process."""
+    return _parts(job.text, device)
+
+
+def shard_of(job: Job, client: int, device: torch.device) -> Examples:
+    """What a client trains on, as it sees it.
+
+    Raises:
+        ProtocolError: the job has no such client.
+    """
+    parts = parts_of(job, device)
+    if not 0 <= client < len(parts):
+        raise ProtocolError(
+            f"this node has partition-id {client}, the job has {len(parts)} clients: set federation.clients to match"
+        )
+    train: Table = as_seen(job, client, device, "train")
+    return train.shard(parts[client], client)
+
+
+def as_seen(job: Job, client: int, device: torch.device, part: str = "test") -> Any:
+    """The whole test set, or the training set, as one client sees it: what a probe of that client reads.
+
+    Without feature skew every client sees the examples as they are.
+    """
+    table = getattr(data_of(job, device), part)
+    optics = _optics(job.text, device, part)
+    return table if optics is None else Seen.by(table, client, optics)
+
+
+def union_of(job: Job, device: torch.device) -> Shard:
+    """All examples, each as the client that holds it sees it: what a baseline without a federation trains on."""
+    train = _as_held(job, device)
+    return Shard.of(train, np.arange(len(train)))
+
+
+def described(job: Job, data: Data, parts: Sequence[Indices]) -> dict[str, Any]:
+    """What a special partition says of itself in split.json: the clients' appearances, near-duplicates that leak."""
+    out: dict[str, Any] = {}
+    partition = job.partition
+    if isinstance(partition, FeatureShift):
+        out["appearances"] = [asdict(one) for one in partition.appearances(len(parts), job.seed)]
+        partition = partition.base
+    if isinstance(partition, DuplicateSafe):
+        out["near_duplicates"] = leaks(data, parts, threshold=partition.threshold)
+    return out
+
+
+def measured_skew(job: Job, device: torch.device) -> Mapping[str, float]:
+    """`feature_skew` of a sample of what the clients see, by its name; empty where it is not defined."""
+    owner, table = owner_of(parts_of(job, device)), _as_held(job, device)
+    if len(table.shape) not in (2, 3) or not all(isinstance(side, int) for side in table.shape):
+        return {}
+    some = seeds.stream(job.seed, "describe").permutation(len(table))[:_DESCRIBED]
+    rows = torch.split(torch.from_numpy(some).to(table.device), 512)
+    numbers = torch.cat([statistics(table.batch(index)) for index in rows]).cpu().numpy()
+    skew = feature_skew([numbers[owner[some] == client] for client in np.unique(owner[some])])
+    return {} if skew is None else {"feature_skew": skew}
+
+
+def statistics(x: Tensor) -> Tensor:
+    """(B, F) of images or series: each channel's mean, deviation, and mean step along every axis."""
+    axes = tuple(range(2, x.dim()))
+    steps = [torch.nan_to_num(x.diff(dim=axis).abs().mean(axes)) for axis in axes]  # a side of one has no step
+    return torch.cat((x.mean(axes), x.std(axes, correction=0), *steps), 1)
+
+
+def _as_held(job: Job, device: torch.device) -> Table:
+    train: Table = data_of(job, device).train
+    optics = _optics(job.text, device, "train")
+    return train if optics is None else Seen.by_owners(train, owner_of(parts_of(job, device)), optics)
+
+
+@lru_cache(maxsize=4)
+def _parts(text: str, device: torch.device) -> list[Indices]:
+    job = parse(text)
+    return split(job, data_of(job, device).train)
+
+
+@lru_cache(maxsize=4)
+def _optics(text: str, device: torch.device, part: str) -> Optics | None:
+    """How the clients see a part of the data; None where they see it as it is."""
+    job = parse(text)
+    if not isinstance(job.partition, FeatureShift):
+        return None
+    train = data_of(job, device).train
+    appearances = job.partition.appearances(job.federation.clients, job.seed)
+    return Optics.of(appearances, train.shape, unit_of(train), seeds.key(job.seed, "noise", part))
