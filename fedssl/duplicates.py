@@ -47,9 +47,8 @@ def descriptors(table: Table) -> Descriptors:
 def near_pairs(x: Descriptors, y: Descriptors | None = None, *, threshold: float) -> Indices:
     """Every pair of descriptors at most `threshold` apart.
 
-    Exact, in blocks of O(1) memory. The examples are swept along their first principal direction, where near-duplicates
-    cannot be further apart than the threshold either, which spares most comparisons: 4 seconds for the 50,000 images of
-    CIFAR-10 on one core.
+    Exact, block by block. The examples are swept along their first principal direction, where near-duplicates cannot be
+    further apart than the threshold either, which spares most comparisons.
 
     Args:
         x: (N, D) of unit length, see `descriptors`.
@@ -117,8 +116,7 @@ class DuplicateSafe:
     """Near-duplicates stay with one client; the first of each cluster is split by `base` and the others follow it.
 
     Args:
-        threshold: as in `near_pairs`. 0.15 finds pairs in CIFAR-10 that a person calls the same picture; pictures with
-            little in them, such as written digits, need less.
+        threshold: as in `near_pairs`; docs/data.md says what 0.15 finds. Pictures with little in them need less.
         base: how the examples are split otherwise.
 
     Raises:

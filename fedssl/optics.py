@@ -57,7 +57,7 @@ class Optics:
         """
         _check(appearances, shape)
         kinds = ("rotation", "blur", "temperature", "gain", "noise")
-        values = {kind: torch.tensor([getattr(one, kind) for one in appearances]) for kind in kinds}
+        values = {kind: torch.tensor([float(getattr(one, kind)) for one in appearances]) for kind in kinds}
         axes = torch.tensor([one.axis for one in appearances], dtype=torch.float32)
         turns = rotations(axes, values["rotation"].deg2rad())
         keys = torch.tensor([seeds.key(key, "client", client) & _WORD for client in range(len(appearances))])
