@@ -21,8 +21,8 @@ class FedEMA(PartStrategy):
     """FedEMA (Zhuang, Wen & Zhang 2022, https://arxiv.org/abs/2204.04385); the server averages as FedAvg.
 
     On the client `theta <- mu theta_k + (1 - mu) theta_g` for the online network and the predictor alike, with
-    `mu = min(lambda_k d, cap)`. A client that has never trained takes the server's model. At its second round it sets
-    `lambda_k = tau / d` once, so that there `mu = tau`. The teacher stays at home.
+    `mu = min(lambda_k d, cap)`. A client that has never trained takes the server's model. At its second round, or the
+    first after it with `d > 0`, it sets `lambda_k = tau / d` once, so that there `mu = tau`. The teacher stays at home.
 
     The paper's d is the distance of the client's online network from the server's (`variant=paper`). The authors'
     released code takes the mean over convolution kernels of how far the client's *own last training* moved them, which
@@ -72,8 +72,10 @@ class FedEMA(PartStrategy):
         if self.selective and own.round != at - 1:
             return {**now, **refreshed_teachers(now, layout)}, own.memo
         divergence = self._divergence(now, own, layout)
-        memo = {**own.memo, SCALE: own.memo.get(SCALE, rules.fedema_scale(self.tau, divergence))}
-        mu = rules.fedema_share(divergence, memo[SCALE] if self.scale is None else self.scale, self.cap)
+        memo = dict(own.memo)
+        if divergence > 0:  # one client alone gets its own model back, and a scale of 0 / 0 would last for ever
+            memo.setdefault(SCALE, self.tau / divergence)
+        mu = rules.fedema_share(divergence, memo.get(SCALE, 0.0) if self.scale is None else self.scale, self.cap)
         kept = own.arrays
         if self.variant == "reference":
             kept = {key: value for key, value in kept.items() if key in layout.parameters}

@@ -49,11 +49,6 @@ def fedema_share(divergence: float, scale: float, cap: float) -> float:
     return min(scale * divergence, cap)
 
 
-def fedema_scale(target: float, divergence: float) -> float:
-    """`lambda_k = tau / ||theta_g - theta_k||` (Zhuang et al. 2022, equation 6); 0 where nothing differs."""
-    return target / divergence if divergence > 0 else 0.0
-
-
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """The cosine of the angle between two arrays as vectors, in float64; 1 where either is 0 and none is defined."""
     x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
