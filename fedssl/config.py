@@ -111,7 +111,7 @@ def compose(overrides: Sequence[str]) -> Plan:
 
 def relax(overrides: Sequence[str]) -> list[str]:
     """Let `strategy.share.teacher=local` add its key: which parts exist is known to the method, not to the yaml."""
-    return [f"++{text}" if text.startswith("strategy.share") else text for text in overrides]
+    return [f"++{text}" if text.startswith(("strategy.share", "strategy.parts")) else text for text in overrides]
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:

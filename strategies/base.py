@@ -15,7 +15,7 @@ from fedssl.errors import ProtocolError
 from fedssl.flower import codec
 from fedssl.flower.codec import Memo
 from fedssl.flower.rule import Own
-from fedssl.parts import Arrays, Layout, Part
+from fedssl.parts import Arrays, Layout, Part, part_of
 from fedssl.tree import PartialMean
 
 
@@ -48,8 +48,8 @@ class PartStrategy(Strategy):
     def merge(self, now: Arrays, updates: Sequence[Update]) -> Arrays:
         """The next values of the merged parts, from the present ones and the updates (exactly one if reads="mean")."""
 
-    def weigh(self, update: Update) -> float:
-        """The weight of one client's update: its examples."""
+    def weigh(self, update: Update, part: str) -> float:
+        """The weight of a part of one client's update in the mean: its examples."""
         return update.weight
 
     @property
@@ -97,8 +97,11 @@ class PartStrategy(Strategy):
         if self.reads == "mean":
             mean = PartialMean(self._now)
             for update in updates():
-                mean.add(update.arrays, self.weigh(update))
-            merged = self.merge(self._now, [Update(mean.result(), mean.weight, None, {})])
+                for part in dict.fromkeys(map(part_of, update.arrays)):
+                    own = {key: value for key, value in update.arrays.items() if part_of(key) == part}
+                    mean.add(own, self.weigh(update, part))
+            total = sum(weight for weight, _ in scalars)
+            merged = self.merge(self._now, [Update(mean.result(), total, None, {})])
         else:
             everyone = sorted(updates(), key=lambda update: update.client if update.client is not None else -1)
             if not everyone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,20 @@ def test_every_experiment_composes_and_says_its_command(name: str) -> None:
     overrides = words[2:] if words[:2] == ["fedssl", "pretrain"] else [f"experiment={name}"]
     assert f"experiment={name}" in overrides
     assert config.compose(overrides).path.name == name
+
+
+@pytest.mark.parametrize("name", config.options_of("experiment"))
+def test_every_row_of_a_card_composes_and_a_card_says_what_was_run(name: str) -> None:
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    command = next(line.removeprefix("# Command: ") for line in text.splitlines() if line.startswith("# Command: "))
+    rows = re.findall(r"^#   (\S*=.*?)\s+\d\d\.\d", text, flags=re.MULTILINE)
+    for row in rows:
+        job = config.compose([*shlex.split(command)[2:], *row.split()]).job
+        job.check()
+    if "Reproduction card" in text:
+        assert len(rows) >= 4
+        for heading in ("Source:", "Protocol:", "tolerance", "Differs from the paper:", "run"):
+            assert heading in text, heading
 
 
 def test_an_empty_shard_is_refused_whoever_made_it() -> None:

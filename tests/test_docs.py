@@ -1,13 +1,15 @@
-"""Every command and every piece of code in README and docs is run, in a copy of the tree."""
+"""Every command and every piece of code in README and docs is run."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,37 +31,48 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: list[str], tree: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], tree: Path, cwd: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=240)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=400, input=typed)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     return done
 
 
-def commands(code: str) -> list[list[str]]:
-    """The `fedssl` and `make` lines of a block, shrunk."""
-    out = []
-    for line in code.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        if words[:1] == ["fedssl"]:
-            out.append(
-                [sys.executable, "-m", "simulations.cli", *words[1:], *(SMALL if words[1] == "pretrain" else [])]
-            )
-        elif words:
-            assert words[0] in ("make", "git", "cd", "pip", "python"), f"{line!r} is a command that nothing here runs"
-    return out
+# Everything on a page in one process, because importing torch costs more than most commands.
+PLAYER = """
+import json, sys
+from simulations import cli
+for kind, content in json.load(sys.stdin):
+    print(">>>", content, flush=True)
+    if kind == "python":
+        exec(content, {"__name__": "__main__"})
+    elif code := cli.dispatch(content):
+        sys.exit(code)
+"""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_commands_and_code_run(page: Path, copy: Path, tmp_path: Path) -> None:
+def steps(page: Path) -> Iterator[tuple[str, str | list[str]]]:
+    """The python blocks and the `fedssl` commands of a page, in order, the runs shrunk."""
     for match in BLOCK.finditer(page.read_text()):
         if match["file"]:
             continue
-        if match["kind"] == "bash":
-            for command in commands(match["code"]):
-                run(command, copy, tmp_path)
-        elif match["kind"] == "python":
-            run([sys.executable, "-c", match["code"]], copy, tmp_path)
+        if match["kind"] == "python":
+            yield "python", match["code"]
+        for line in match["code"].replace("\\\n", " ").splitlines() if match["kind"] == "bash" else ():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["fedssl"]:
+                final = [] if page.name in ("README.md", "runs.md") else ["evaluate.final=false"]
+                yield "fedssl", [*words[1:], *([*SMALL, *final] if words[1] == "pretrain" else [])]
+            elif words:
+                assert words[0] in ("make", "git", "cd", "pip", "python"), (
+                    f"{line!r} is a command that nothing here runs"
+                )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_and_code_run(page: Path, tmp_path: Path) -> None:
+    if todo := list(steps(page)):
+        run([sys.executable, "-c", PLAYER], ROOT, tmp_path, json.dumps(todo))
 
 
 def test_the_extensions_join_the_contract(copy: Path, tmp_path: Path) -> None:

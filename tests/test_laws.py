@@ -31,6 +31,10 @@ STATEFUL = [
     ("method=moco", "method.queue=16"),
     ("strategy=fedadam", "method=simsiam"),
     ("strategy=fedmedian", "local.optimizer=sgd", "checkpoint_every=2"),
+    ("strategy=fedema", "method=byol", "federation.fraction=0.67"),
+    ("strategy=fedu", "method=simsiam", "strategy.threshold=0.0001", "federation.fraction=0.67", "checkpoint_every=2"),
+    ("strategy=fedbyol_online_target_local", "method=byol"),
+    ("strategy=ldawa", "strategy.warmup=1"),
 ]
 
 
@@ -83,7 +87,10 @@ def test_four_rounds_are_two_and_a_kill_and_two(
         assert (ours is None) == (theirs is None)
         if ours is not None and theirs is not None:
             assert ours.name == theirs.name
-            assert_same(state_files.read(ours).local, state_files.read(theirs).local)
+            one, other = state_files.read(ours), state_files.read(theirs)
+            assert_same(one.local, other.local)
+            assert_same(one.mine, other.mine)
+            assert one.memo == other.memo
     summaries = [
         {k: v for k, v in run.read("summary.json").items() if "seconds" not in k} for run in (straight, resumed)
     ]
