@@ -13,7 +13,7 @@ NAMES = [str(p.relative_to(ROOT)) for p in FILES]
 
 # Each layer may import itself and the ones before it.
 LAYERS = (
-    {"errors", "parts", "seeds", "files", "tree", "build", "partition"},
+    {"errors", "parts", "seeds", "files", "tree", "build", "partition", "coding", "packing", "compression"},
     {
         "norms",
         "model",
@@ -34,7 +34,7 @@ LAYERS = (
         "datasets",
     },
     {"methods", "decorrelated", "gradient", "client"},
-    {"job", "setup", "rundir", "progress"},
+    {"job", "setup", "payload", "rundir", "progress"},
     {"evaluation", "export", "baselines", "figures", "charts", "page", "record", "report"},
     {"config"},
     {"flower"},
