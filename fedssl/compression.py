@@ -101,14 +101,14 @@ class Compression:
         left = packing.cut(packing.join(changes) - arriving, changes) if self.remembers else {}
         return _others(trained, changes) | packed, left
 
-    def unpack(self, wire: Arrays, now: Mapping[str, np.ndarray], parameters: Collection[str], who: str) -> Arrays:
+    def unpack(self, wire: Arrays, now: Mapping[str, np.ndarray], who: str, parameters: Collection[str]) -> Arrays:
         """On the server: a client's trained values as far as they have arrived.
 
         Args:
             wire: what came.
             now: the arrays that the client was asked for, in the server's full precision.
-            parameters: the names of the model's parameters.
             who: sent it, for the message of a refusal.
+            parameters: the names of the model's parameters.
 
         Raises:
             ProtocolError: the update is not one of these arrays under these options.

@@ -58,7 +58,7 @@ def near(now: Arrays, size: float, seed: int = 1) -> Arrays:
 def sent(chosen: Compression, trained: Arrays, now: Arrays, residual: Arrays) -> tuple[Arrays, Arrays]:
     """What reaches the server, and the residual."""
     wire, left = chosen.pack(trained, now, residual, PARAMETERS, np.random.default_rng(7))
-    return chosen.unpack(wire, now, PARAMETERS, "client 0"), left
+    return chosen.unpack(wire, now, "client 0", PARAMETERS), left
 
 
 # --- numbers
@@ -201,7 +201,7 @@ def test_without_compression_the_very_arrays_travel() -> None:
         wire, left = chosen.pack(trained, NOW, {}, PARAMETERS, rng)
         assert wire is trained
         assert left == {}
-        assert chosen.unpack(wire, NOW, PARAMETERS, "") is wire
+        assert chosen.unpack(wire, NOW, "", PARAMETERS) is wire
         assert chosen.pack_down(NOW, PARAMETERS) is NOW
         assert chosen.unpack_down(NOW, NOW, PARAMETERS) is NOW
         assert not chosen.remembers
@@ -216,7 +216,7 @@ def test_an_update_by_hand() -> None:
     assert wire[packing.GAPS].tolist() == [1, 2, 0]
     assert wire["b.n"] == 8
     assert {k: v.tolist() for k, v in left.items()} == {"a.w": [0, 0, 0.25, 0], "b.w": [0, 0]}
-    back = half.unpack(wire, now, {"a.w", "b.w"}, "")
+    back = half.unpack(wire, now, "", {"a.w", "b.w"})
     assert {k: v.tolist() for k, v in back.items()} == {"a.w": [1, 4, 3, 4], "b.w": [10.5, 12], "b.n": 8}
     wire, left = half.pack(now, now, left, {"a.w", "b.w"}, rng)
     assert wire[packing.VALUES].tolist() == [0.25], "what was left is sent later"
@@ -230,7 +230,7 @@ def test_an_update_by_hand() -> None:
 def test_an_update_arrives_near_and_fits(options: dict[str, Any], size: float) -> None:
     chosen, trained = Compression(**options), near(NOW, size)
     wire, left = chosen.pack(trained, NOW, {}, PARAMETERS, np.random.default_rng(7))
-    back = chosen.unpack(wire, NOW, PARAMETERS, "client 0")
+    back = chosen.unpack(wire, NOW, "client 0", PARAMETERS)
     tree.check_same(back, NOW, "client 0")
     for key in NOW:
         assert back[key].dtype == NOW[key].dtype
@@ -253,7 +253,7 @@ def test_what_is_sent_and_what_is_left_add_up(options: dict[str, Any]) -> None:
         change = np.random.default_rng(at).normal(size=200).astype(F32)
         before = left.get("w", F32(0))
         wire, left = chosen.pack({"w": change}, zero, left, {"w"}, rng)
-        back = chosen.unpack(wire, zero, {"w"}, "")["w"]
+        back = chosen.unpack(wire, zero, "", {"w"})["w"]
         assert (back + left["w"] == change + before).all(), "exactly, in float32"
         total, arrived = total + change, arrived + back
     assert np.abs(total - arrived - left["w"]).max() < 1e-4, "over the rounds nothing is lost"
@@ -285,7 +285,7 @@ def test_arrays_that_a_client_lacks_are_no_part_of_the_packet() -> None:
     assert left.keys() == asked.keys() & PARAMETERS
     wire, _ = chosen.pack(fewer, asked, {}, PARAMETERS, rng)
     with pytest.raises(ProtocolError, match="client 0"):
-        chosen.unpack(wire, NOW, PARAMETERS, "client 0")
+        chosen.unpack(wire, NOW, "client 0", PARAMETERS)
 
 
 def test_the_way_down_keeps_three_digits() -> None:

@@ -137,11 +137,8 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
             encoders[client] = initial | now | own | _local_arrays(run, client)
 
     partition_of = {node: p for p, node in run.nodes.items()}
-
-    def unpack(wire: Arrays, asked: Arrays, who: str) -> Arrays:
-        return job.compression.unpack(wire, asked, run.parameters, who)
-
     lacking = partial(untrained, run.data, keys=now)
+    unpack = partial(job.compression.unpack, parameters=run.parameters)
     tally = Tally(chosen, job.federation.tolerate, now, partition_of, keep, lacking, unpack)
     merged = _merge(run, strategy, at, now, tally)
     row: dict[str, Any] = {"round": at, "clients": len(tally.rows), "failures": len(tally.failures)}
@@ -170,7 +167,7 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally) -> Arra
         config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
     order = {run.nodes[p]: i for i, p in enumerate(tally.expected)}
     messages = list(strategy.configure_train(at, codec.encode(now), config, CohortGrid(run.grid, list(order))))
-    tally.bytes_down = instruct(messages, lambda arrays: job.compression.pack_down(arrays, run.parameters))
+    tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
     replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))
     if not isinstance(strategy, PartRule):
