@@ -84,7 +84,7 @@ def table(result: Mapping[str, Any]) -> str:
             *lines,
             "",
             f"Accuracy in %, mean ± standard deviation over seeds {seeds} (each with its own split and weights):",
-            f"SimCLR on the digits, ten clients, Dirichlet split, {result['rounds']} rounds, all other options as they come.",
+            f"SimCLR on the digits, ten clients, Dirichlet split, {result['rounds']} rounds, default options.",
             f"`float16 both ways` also sends {both['instruction_bytes']:,.0f} instead of {plain:,.0f} bytes down.",
             f"{about['date'][:10]}, {about['cpu']}, {about['cores']} cores, torch {about['versions']['torch']}:",
             f"`{result['command']}`.",
