@@ -44,7 +44,7 @@ class Entry:
     dtype: str
     bytes: int  # before compression
     per_example: bool  # holds data of single examples, or has a size that follows their number
-    private: bool  # covered by differential privacy
+    differentially_private: bool  # no mechanism covers arrays yet
     why: str
 
 
@@ -185,9 +185,8 @@ def table(content: Mapping[str, Any]) -> list[list[str]]:
     rows = [["what", "arrays", "bytes", "of single examples", "differential privacy", "why it is sent"]]
     for part in dict.fromkeys(entry["part"] for entry in content["up"]):
         own = [entry for entry in content["up"] if entry["part"] == part]
-        marks = (
-            "yes" if mark else "no" for mark in (any(e["per_example"] for e in own), all(e["private"] for e in own))
-        )
+        flags = (any(e["per_example"] for e in own), all(e["differentially_private"] for e in own))
+        marks = ("yes" if flag else "no" for flag in flags)
         why = own[0]["why"] if part else ", ".join(entry["name"] for entry in own)
         rows.append([part or "numbers", str(len(own)), f"{sum(e['bytes'] for e in own):,}", *marks, why])
     return rows

@@ -54,7 +54,7 @@ def test_the_manifest_says_what_the_clients_then_send(method: str, tmp_path: Pat
         k: (list(v.shape), str(v.dtype), v.nbytes) for k, v in merged.items()
     }
     assert [e["name"] for e in content["down"]] == list(arrays)
-    assert not any(entry["per_example"] or entry["private"] for entry in content["up"])
+    assert not any(entry["per_example"] or entry["differentially_private"] for entry in content["up"])
     assert all(entry["why"] for key in ("up", "down") for entry in content[key])
     numbers = {entry["name"] for entry in content["up"] if not entry["part"]}
     (row,) = rundir.rows()
