@@ -96,11 +96,11 @@ def test_the_table_of_compressions_is_that_of_the_numbers(tmp_path: Path) -> Non
     result = json.loads(compression.RESULTS.read_text())
     compression.write_table(result, page)
     assert page.read_text() == compression.PAGE.read_text(), "run `python -m benchmarks.compression --table`"
-    assert {row["way"] for row in result["rows"]} == set(compression.WAYS)
+    assert {row["way"] for row in result["rows"]} == {*compression.WAYS, compression.RANDOM}
     job = methods.job_of("simclr")
     model = build_model(job, job.data.load().train.shape)
     merged, parameters = to_arrays(model), layout_of(model, job.method.parts).parameters
-    for row in result["rows"]:
+    for row in (row for row in result["rows"] if row["way"] in compression.WAYS):
         now = config.compose(compression.WAYS[row["way"]]).job.compression
         assert 0.95 * now.up_bytes(merged, parameters) < row["update_bytes"] <= now.up_bytes(merged, parameters) or (
             now.keep < 0.1
@@ -130,5 +130,5 @@ def test_every_compression_is_measured(tmp_path: Path) -> None:
     assert "| topk_int8 (1 %) |" in text
     assert "old" not in text
     assert str(tmp_path) not in text + out.read_text()
-    sizes = {row["way"]: row["update_bytes"] for row in json.loads(out.read_text())["rows"]}
+    sizes = {row["way"]: row.get("update_bytes", 0) for row in json.loads(out.read_text())["rows"]}
     assert sizes["none"] > 1.9 * sizes["float16"] > 3 * sizes["int8"] > 4 * sizes["topk (10 %)"]
