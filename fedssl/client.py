@@ -158,7 +158,7 @@ def fit(
         optimizer.step()
         commit_statistics(model)
         method.after_step(model, out, step)
-        for name, value in _scalars(out).items():
+        for name, value in scalars(out).items():
             totals[name] = totals.get(name, 0) + value * len(index)
         seen += len(index)
         features = out.features.detach()
@@ -175,5 +175,6 @@ def fit(
     return FitResult(examples=n, steps=len(batches), loss=loss, feature_std=std, measures=measures)
 
 
-def _scalars(out: LossOutput) -> dict[str, Tensor]:
+def scalars(out: LossOutput) -> dict[str, Tensor]:
+    """What a round reports the means of: the loss, and what the method says besides."""
     return {"loss": out.loss.detach(), **{name: value for name, value in out.aux.items() if value.ndim == 0}}

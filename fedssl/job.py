@@ -15,6 +15,7 @@ import numpy as np
 from fedssl import seeds
 from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
+from fedssl.compression import Compression
 from fedssl.decorrelated import Decorrelated
 from fedssl.errors import ConfigError
 from fedssl.gradient import GradientTransform
@@ -61,6 +62,13 @@ class Evaluate:
             raise ConfigError("evaluate: every and clients must be at least 0; examples, knn_k, repeats at least 1")
 
 
+@dataclass(frozen=True)
+class Consent:
+    """What may leave a client although it holds data of single examples; see `fedssl payload`."""
+
+    allow: tuple[str, ...] = ()  # parts of the model
+
+
 class Source(Protocol):
     """A configured data set."""
 
@@ -94,8 +102,8 @@ class Job:
         "checkpoint_every": int,
     }
     OPTIONAL = ("public",)  # null, or examples that everybody may read
-    GROUPS = ("method", "encoder", "data", "partition", "strategy", "privacy")
-    SECTIONS = ("local", "federation", "evaluate")
+    GROUPS = ("method", "encoder", "data", "partition", "strategy", "privacy", "compression")
+    SECTIONS = ("local", "federation", "evaluate", "payload")
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
         known = {*self.SCALARS, *self.GROUPS, *self.SECTIONS, *self.OPTIONAL}
@@ -150,6 +158,11 @@ class Job:
         return cast(GradientTransform, build(self.tree["privacy"], "privacy"))
 
     @cached_property
+    def compression(self) -> Compression:
+        """How updates are coded."""
+        return cast(Compression, build(self.tree["compression"], "compression"))
+
+    @cached_property
     def local(self) -> Local:
         """Local training."""
         return cast(Local, construct(Local, self.tree["local"], "local"))
@@ -163,6 +176,11 @@ class Job:
     def evaluate(self) -> Evaluate:
         """What is measured."""
         return cast(Evaluate, construct(Evaluate, self.tree["evaluate"], "evaluate"))
+
+    @cached_property
+    def consent(self) -> Consent:
+        """What may leave a client."""
+        return cast(Consent, construct(Consent, self.tree["payload"], "payload"))
 
     def strategy(self) -> Any:
         """A new strategy object: strategies may hold state, so each run has its own."""
@@ -191,7 +209,7 @@ class Job:
             ConfigError: for the first option that does not fit.
         """
         _ = self.method, self.encoder, self.data, self.partition, self.gradient
-        _ = self.local, self.federation, self.evaluate
+        _ = self.local, self.federation, self.evaluate, self.consent, self.compression
         if self.tree.get("public") is not None:
             build(self.tree["public"], "public")
         self.strategy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
 
@@ -38,7 +38,7 @@ class Part:
         trainable: whether gradients reach it.
         share: who owns it unless the strategy's `share` says otherwise.
         follows: for a teacher, the parts that it copies when it is derived and tracks by EMA.
-        holds_examples: whether it stores (embeddings of) examples; merging such a part is refused.
+        holds_examples: whether it stores (embeddings of) examples; merging such a part is refused unless allowed.
         sized: whether its shape depends on the client's number of examples, as a memory bank's does.
     """
 
@@ -71,7 +71,11 @@ def part_of(key: str) -> str:
 
 
 def resolve_shares(
-    parts: Sequence[Part], override: Mapping[str, str], keys: Iterable[str], norm_keys: frozenset[str]
+    parts: Sequence[Part],
+    override: Mapping[str, str],
+    keys: Iterable[str],
+    norm_keys: frozenset[str],
+    allow: Collection[str] = (),
 ) -> dict[str, Share]:
     """Decide for each array of a model who owns it.
 
@@ -81,12 +85,17 @@ def resolve_shares(
             ("encoder:norm") or of all parts ("*:norm"); values are merge, local or derived. A more specific key wins.
         keys: the names of all arrays of the model.
         norm_keys: those names that belong to normalisation layers.
+        allow: the parts that may be merged although they hold examples.
 
     Raises:
-        ConfigError: an override names no part, or derives a part that follows nothing.
+        ConfigError: an override names no part, derives a part that follows nothing, or merges one whose size is the
+            client's; or `allow` names no part.
         PrivacyError: a part that holds examples would be merged.
     """
     by_name = {part.name: part for part in parts}
+    for name in allow:
+        if name not in by_name:
+            raise ConfigError(f"payload.allow names {name!r}, no part of this method: use some of {', '.join(by_name)}")
     for pattern, value in override.items():
         name, _, kind = pattern.partition(":")
         if (name not in by_name and name != "*") or (":" in pattern and kind != "norm") or (name == "*" and not kind):
@@ -111,9 +120,16 @@ def resolve_shares(
             patterns = []  # a derived part is a copy as a whole: its norm layers follow their originals
         chosen = [override[p] for p in patterns if p in override]
         shares[key] = Share(chosen[-1]) if chosen else Share(override.get(part.name, part.share))
-        if part.holds_examples and shares[key] is Share.merge:
+        if shares[key] is not Share.merge:
+            continue
+        if part.holds_examples and part.name not in allow:
             raise PrivacyError(
                 f"part {part.name!r} holds embeddings of single examples and share=merge would upload them; "
-                f"use share.{part.name}=local"
+                f"use strategy.share.{part.name}=local, or payload.allow=[{part.name}] if every client agrees to that"
+            )
+        if part.sized:
+            raise ConfigError(
+                f"part {part.name!r} has one entry an example, so no two clients' can be merged: "
+                f"use strategy.share.{part.name}=local"
             )
     return shares

@@ -46,6 +46,7 @@ class Record:
     probes: Mapping[str, Mapping[str, float]]  # of the encoders that were probed
     spectra: Mapping[str, Sequence[float | None]]
     dim: int | None  # features of the encoder
+    payload: Mapping[str, Any]  # what leaves a client
 
     @classmethod
     def read(cls, run: RunDirectory) -> Record:
@@ -55,13 +56,13 @@ class Record:
             ResumeError: a file of it is damaged, or it is no run.
         """
         config, rows = run.config(), run.rows()
-        final, split, manifest = (_read(run, f"{name}.json") for name in ("probes", "split", "manifest"))
+        names = ("probes", "split", "manifest", "payload")
+        final, split, manifest, payload = (_read(run, f"{name}.json") for name in names)
         numbers = run.read("summary.json") if run.done else so_far(rows)
         probes = {name: values for name, values in final.get("probes", {}).items() if values}
         spectra = final.get("spectra", {})
-        return cls(
-            run.path.resolve(), run.done, config, rows, numbers, manifest, split, probes, spectra, _dim(config, spectra)
-        )
+        dim, path = _dim(config, spectra), run.path.resolve()
+        return cls(path, run.done, config, rows, numbers, manifest, split, probes, spectra, dim, payload)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fedssl import figures, page, retrieval
+from fedssl import figures, page, payload, retrieval
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.files import write_text
 from fedssl.page import NOTHING, Html, decimal, number, percent, tag, text
@@ -66,6 +66,7 @@ def finish_report(run: RunDirectory) -> Path:
         page.section("Collapse check", *_checks(checks)),
         page.section("Figures", *_figures(pictures)),
         page.section("Split", *_split(record)),
+        page.section("What leaves a client", *_payload(record)),
         page.section(
             "How it was made",
             page.folded("Configuration", yaml.safe_dump(dict(record.config), sort_keys=False, allow_unicode=True)),
@@ -187,6 +188,13 @@ def _split(record: Record) -> list[Html]:
         ["fingerprint", str(split.get("fingerprint", NOTHING))[:16], "equal fingerprints are equal splits"],
     ]
     return [page.table([row for row in rows if row[0] not in absent], words=[2])]
+
+
+def _payload(record: Record) -> list[Html]:
+    if not record.payload:
+        return []
+    notes = [tag("p", text(sentence), cls="note") for sentence in payload.sentences(record.payload)]
+    return [page.table(payload.table(record.payload), words=[3, 4, 5]), *notes]
 
 
 def table(runs: Sequence[RunDirectory]) -> list[list[str]]:

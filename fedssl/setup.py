@@ -95,7 +95,7 @@ def build_model(job: Job, shape: tuple[Any, ...], examples: int = 0) -> Model:
 def shares_of(job: Job, model: Model) -> dict[str, Share]:
     """Who owns each array of the job's model."""
     keys = [key for key, _ in tensors(model)]
-    return resolve_shares(job.method.parts, job.ownership, keys, norm_keys(model))
+    return resolve_shares(job.method.parts, job.ownership, keys, norm_keys(model), job.consent.allow)
 
 
 def untrained(data: Data, client: int, keys: Iterable[str]) -> frozenset[str]:

@@ -19,6 +19,8 @@ usage: fedssl COMMAND ...
   study NAME [study.key=value ...] [key=value ...]
                              measure a claim of the theory, centrally and federated; study.tiny=true for a look
   probe RUN                  measure the encoder of a finished run again [--corruptions [noise,blur,contrast,shift]]
+  payload [--json] [key=value ...]
+                             what would leave a client in each round of such a run, and its size; trains nothing
   list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines, studies
   doctor                     what this machine can do
 
@@ -52,6 +54,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         from simulations import study
 
         return study.main(rest)
+    if command == "payload":
+        from simulations import inspect_payload
+
+        return inspect_payload.main(rest)
     if command == "list":
         from simulations import inspect_install
 
@@ -61,7 +67,7 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return inspect_install.doctor(rest)
     print(
-        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, list or doctor",
+        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, payload, list or doctor",
         file=sys.stderr,
     )
     return 2

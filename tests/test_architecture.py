@@ -13,7 +13,7 @@ NAMES = [str(p.relative_to(ROOT)) for p in FILES]
 
 # Each layer may import itself and the ones before it.
 LAYERS = (
-    {"errors", "parts", "seeds", "files", "tree", "build", "partition"},
+    {"errors", "parts", "seeds", "files", "tree", "build", "partition", "coding", "packing", "compression"},
     {
         "norms",
         "model",
@@ -37,7 +37,7 @@ LAYERS = (
         "duplicates",
     },
     {"methods", "decorrelated", "gradient", "client"},
-    {"job", "setup", "shards", "rundir", "progress"},
+    {"job", "setup", "payload", "shards", "rundir", "progress"},
     {"evaluation", "export", "baselines", "figures", "charts", "page", "record", "report"},
     {"config"},
     {"flower"},

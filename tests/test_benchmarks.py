@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import engines, methods, tables
+from benchmarks import compression, engines, methods, tables
+from fedssl import config
+from fedssl.model import layout_of, to_arrays
+from fedssl.setup import build_model
 
 TINY = engines.Work(clients=3, rounds=2, examples=16, batch_size=8, size=8, width=4)
 LOCAL = [name for name in engines.SYSTEMS if "ray" not in name]
@@ -85,3 +88,47 @@ def test_methods_are_measured_in_every_setting(tmp_path: Path, monkeypatch: pyte
         "random",
         "central",
     }
+
+
+def test_the_table_of_compressions_is_that_of_the_numbers(tmp_path: Path) -> None:
+    page = tmp_path / "communication.md"
+    page.write_text(compression.PAGE.read_text())
+    result = json.loads(compression.RESULTS.read_text())
+    compression.write_table(result, page)
+    assert page.read_text() == compression.PAGE.read_text(), "run `python -m benchmarks.compression --table`"
+    assert {row["way"] for row in result["rows"]} == {*compression.WAYS, compression.RANDOM}
+    job = methods.job_of("simclr")
+    model = build_model(job, job.data.load().train.shape)
+    merged, parameters = to_arrays(model), layout_of(model, job.method.parts).parameters
+    for row in (row for row in result["rows"] if row["way"] in compression.WAYS):
+        now = config.compose(compression.WAYS[row["way"]]).job.compression
+        assert 0.95 * now.up_bytes(merged, parameters) < row["update_bytes"] <= now.up_bytes(merged, parameters) or (
+            now.keep < 0.1
+        ), row["way"]
+        assert row["instruction_bytes"] == now.down_bytes(merged, parameters)
+
+
+def test_every_compression_is_measured(tmp_path: Path) -> None:
+    page, out = tmp_path / "page.md", tmp_path / "compression.json"
+    page.write_text(f"before\n{compression.BEGIN}old\n{compression.END}\nafter\n")
+    options = [
+        "--seeds",
+        "0",
+        "--rounds",
+        "1",
+        "--out",
+        str(out),
+        "--page",
+        str(page),
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
+    assert compression.main([*options, "evaluate.repeats=1", "encoder.width=4", "federation.clients=3"]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| topk_int8 (1 %) |" in text
+    assert "old" not in text
+    assert str(tmp_path) not in text + out.read_text()
+    sizes = {row["way"]: row.get("update_bytes", 0) for row in json.loads(out.read_text())["rows"]}
+    assert sizes["none"] > 1.9 * sizes["float16"] > 3 * sizes["int8"] > 4 * sizes["topk (10 %)"]

@@ -104,11 +104,13 @@ def test_a_lazy_array_is_an_array_of_flower() -> None:
 def test_records_survive_every_way_of_sending(trip: Callable[[Any], Any]) -> None:
     assert_same(codec.decode(trip(codec.reply(ARRAYS, {"loss": 1.5})).array_records[codec.ARRAYS]), ARRAYS)
     context = context_of()
-    for state in (ClientState(ARRAYS, {"m": np.ones(2)}, {"rate": 0.25, "count": 3}, 7), ClientState()):
+    kept = ClientState(ARRAYS, {"m": np.ones(2)}, {"rate": 0.25, "count": 3}, 7, {"r": np.ones(3, np.float32)})
+    for state in (kept, ClientState()):
         state.save(context)
         back = ClientState.load(context_of(trip(context.state)))
         assert_same(back.local, state.local)
         assert_same(back.mine, state.mine)
+        assert_same(back.residual, state.residual)
         assert (back.memo, back.round, back.empty) == (state.memo, state.round, state.empty)
     assert ClientState.load(context_of()) == ClientState()
 
@@ -142,14 +144,20 @@ def test_a_state_keeps_its_order_and_is_a_copy(tmp_path: Path) -> None:
 
 def test_states_on_disk(tmp_path: Path) -> None:
     for at in (2, 5, 9):
-        state_files.write(tmp_path, 3, ClientState(ARRAYS, {"m/x": np.ones(at)}, {"rate": 0.5 * at, "n": at}, at))
+        state_files.write(
+            tmp_path,
+            3,
+            ClientState(ARRAYS, {"m/x": np.ones(at)}, {"rate": 0.5 * at, "n": at}, at, {"r": ARRAYS["a.s"]}),
+        )
     state_files.write(tmp_path, 30, ClientState(memo={"only": 1.0}, round=1))
+    assert not ClientState(residual={"x": np.ones(1)}).empty
     found = [state_files.newest(tmp_path, 3, at) for at in (1, 2, 4, 8, 9, 100)]
     assert [path and path.name[7:13] for path in found] == [None, "000002", "000002", "000005", "000009", "000009"]
     assert found[-1] is not None
     back = state_files.read(found[-1])
     assert_same(back.local, ARRAYS)
     assert_same(back.mine, {"m/x": np.ones(9)})
+    assert_same(back.residual, {"r": ARRAYS["a.s"]})
     assert (back.memo, back.round) == ({"rate": 4.5, "n": 9}, 9)
     only = state_files.newest(tmp_path, 30, 1)
     assert only is not None

@@ -16,7 +16,7 @@ from fedssl import config
 from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
 from fedssl.errors import ConfigError
-from fedssl.job import Evaluate, Federation, Job, parse
+from fedssl.job import Consent, Evaluate, Federation, Job, parse
 
 CONF = config.conf_dir()
 GROUP_FILES = sorted(str(p.relative_to(CONF)) for p in CONF.glob("*/*.yaml"))
@@ -84,7 +84,9 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-@pytest.mark.parametrize(("section", "cls"), [("local", Local), ("federation", Federation), ("evaluate", Evaluate)])
+@pytest.mark.parametrize(
+    ("section", "cls"), [("local", Local), ("federation", Federation), ("evaluate", Evaluate), ("payload", Consent)]
+)
 def test_sections_equal_their_dataclasses(section: str, cls: Any) -> None:
     assert yaml.safe_load((CONF / "config.yaml").read_text())[section] == plain(cls())
 
@@ -118,6 +120,9 @@ def test_every_option_builds(name: str) -> None:
         ("engine.workers=-1", "negative"),
         ("method._target_=os.system", "outside"),
         ("=", "key=value"),
+        ("compression.keep=0", "(0, 1]"),
+        ("compression=top", "did you mean compression=topk"),
+        ("payload.allow=[enc]", "no part of this method"),
         ("device=tpu9", "device"),
         ("seed=-1", "seed"),
     ],

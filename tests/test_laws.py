@@ -35,6 +35,8 @@ STATEFUL = [
     ("strategy=fedu", "method=simsiam", "strategy.threshold=0.0001", "federation.fraction=0.67", "checkpoint_every=2"),
     ("strategy=fedbyol_online_target_local", "method=byol"),
     ("strategy=ldawa", "strategy.warmup=1"),
+    ("compression=topk_int8", "compression.down=float16", "federation.fraction=0.67", "encoder.norm=batch"),
+    ("compression=int8", "compression.error_feedback=false", "strategy=fedadam"),
 ]
 
 
@@ -90,6 +92,7 @@ def test_four_rounds_are_two_and_a_kill_and_two(
             one, other = state_files.read(ours), state_files.read(theirs)
             assert_same(one.local, other.local)
             assert_same(one.mine, other.mine)
+            assert_same(one.residual, other.residual)
             assert one.memo == other.memo
     summaries = [
         {k: v for k, v in run.read("summary.json").items() if "seconds" not in k} for run in (straight, resumed)

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedssl import tree
+from fedssl import payload, seeds, tree
 from fedssl.client import Pull, fit
 from fedssl.flower import codec, state_files
 from fedssl.flower.codec import ClientState, Memo
@@ -94,7 +94,9 @@ def train(message: Message, context: Context) -> Message:
     state_files.restore(config, context, client, at)
     state = ClientState.load(context)
 
-    now = codec.decode(message.content.array_records[codec.ARRAYS])
+    merged = {key: value for key, value in worker.initial.items() if worker.shares[key] is Share.merge}
+    wire = codec.decode(message.content.array_records[codec.ARRAYS])
+    now = job.compression.unpack_down(wire, merged, worker.layout.parameters)
     start, memo, local = _load(worker, job, now, state, at)
     job.gradient.admit(job.method, worker.model)
     result = fit(
@@ -116,8 +118,6 @@ def train(message: Message, context: Context) -> Message:
     if isinstance(worker.strategy, PartRule):
         memo = worker.strategy.remember(start, trained, memo, worker.layout)
         mine = {key: value for key, value in trained.items() if part_of(key) in worker.strategy.keeps}
-    ClientState(to_arrays(worker.model, local), mine, memo, at).save(context)
-    state_files.keep(config, context, client, at)
     metrics: dict[str, float | int] = {
         **result.measures,
         codec.WEIGHT: result.examples,
@@ -129,7 +129,12 @@ def train(message: Message, context: Context) -> Message:
     }
     lacking = untrained(data_of(job, device), client, trained)
     sent = {key: value for key, value in trained.items() if key not in lacking}
-    return Message(codec.reply(sent, metrics), reply_to=message)
+    payload.check_reply(payload.uploads(job, data_of(job, device).train.shape), sent, metrics, result.measures)
+    rounding = seeds.stream(job.seed, "client", client, "round", at, "compression")
+    packed, residual = job.compression.pack(sent, now, state.residual, worker.layout.parameters, rounding)
+    ClientState(to_arrays(worker.model, local), mine, memo, at, residual).save(context)
+    state_files.keep(config, context, client, at)
+    return Message(codec.reply(packed, metrics), reply_to=message)
 
 
 @app.query()

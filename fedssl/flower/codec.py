@@ -65,11 +65,13 @@ class ClientState:
     mine: Arrays = field(default_factory=dict)  # the client's last trained merged parts, if the strategy keeps them
     memo: Memo = field(default_factory=dict)
     round: int = 0  # the last round in which the client trained; 0 = never
+    residual: Arrays = field(default_factory=dict)  # what compression has not sent yet
 
     def save(self, context: Context) -> None:
         """Put the state into a Flower context."""
         context.state["local"] = encode(self.local)
         context.state["mine"] = encode(self.mine)
+        context.state["residual"] = encode(self.residual)
         context.state["memo"] = ConfigRecord({**self.memo, "round": self.round})
 
     @classmethod
@@ -80,12 +82,12 @@ class ClientState:
         memo: dict[str, Any] = dict(context.state.config_records["memo"])
         last = int(memo.pop("round"))
         records = context.state.array_records
-        return cls(decode(records["local"]), decode(records["mine"]), memo, last)
+        return cls(decode(records["local"]), decode(records["mine"]), memo, last, decode(records["residual"]))
 
     @property
     def empty(self) -> bool:
         """Whether nothing would be lost with it."""
-        return not (self.local or self.mine or self.memo)
+        return not (self.local or self.mine or self.memo or self.residual)
 
 
 def reply(arrays: Mapping[str, np.ndarray], metrics: Mapping[str, float | int]) -> RecordDict:

@@ -62,6 +62,22 @@ class CohortGrid(Grid):
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
+def instruct(messages: Iterable[Message], pack: Callable[[Arrays], Arrays]) -> int:
+    """Pack the arrays of each instruction, once where messages share them; returns the bytes of all of them."""
+    sizes: dict[int, int] = {}
+    total = 0
+    for message in messages:
+        content = message.content
+        if id(content) not in sizes:
+            arrays = codec.decode(content.array_records[codec.ARRAYS])
+            packed = pack(arrays)
+            if packed is not arrays:
+                content[codec.ARRAYS] = codec.encode(packed)
+            sizes[id(content)] = tree.size_bytes(packed)
+        total += sizes[id(content)]
+    return total
+
+
 def exchange(grid: Grid, messages: Iterable[Message], timeout_s: float) -> Iterator[Message]:
     """Send messages and yield the replies as they arrive; those that miss the deadline are not yielded.
 
@@ -129,6 +145,8 @@ class Tally:
     partition_of: Mapping[int, int]  # node id -> partition
     keep: Callable[[int, Arrays], None]  # called with every client's arrays, before they are freed
     lacking: Callable[[int], Collection[str]] = lambda client: ()  # names that a client leaves out of its update
+    unpack: Callable[[Arrays, Arrays, str], Arrays] = lambda wire, asked, who: wire  # a client's arrays from the wire's
+    bytes_down: int = 0
     rows: list[dict[str, float | int]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -152,8 +170,11 @@ class Tally:
                     f"client {client} replied without {codec.ARRAYS!r} or {codec.WEIGHT!r}: "
                     "it does not run this ClientApp"
                 )
-            arrays = codec.decode(reply.content.array_records[codec.ARRAYS])
-            tree.check_same(arrays, self._asked(client), f"client {client}")
+            wire, asked = codec.decode(reply.content.array_records[codec.ARRAYS]), self._asked(client)
+            arrays = self.unpack(wire, asked, f"client {client}")
+            tree.check_same(arrays, asked, f"client {client}")
+            if arrays is not wire:  # no strategy sees compressed arrays
+                reply.content[codec.ARRAYS] = codec.encode(arrays)
             self.keep(client, arrays)
             metrics = dict(reply.content.metric_records[codec.METRICS])
             self.rows.append(
@@ -161,7 +182,7 @@ class Tally:
                     "client": client,
                     "examples": int(cast(int, metrics[codec.WEIGHT])),
                     **{k: cast(float, v) for k, v in metrics.items() if k not in (codec.WEIGHT, "partition-id")},
-                    "bytes_up": tree.size_bytes(arrays),
+                    "bytes_up": tree.size_bytes(wire),
                 }
             )
             yield reply

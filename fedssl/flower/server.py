@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
-from fedssl import partition, tree
+from fedssl import partition, payload, tree
 from fedssl.baselines import central
 from fedssl.client import FitResult
 from fedssl.errors import ConfigError, ResumeError
@@ -23,10 +24,10 @@ from fedssl.evaluation import Evaluator
 from fedssl.export import save_encoder
 from fedssl.flower import codec, state_files, strategy_state
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, roster
+from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, instruct, roster
 from fedssl.flower.rule import PartRule
 from fedssl.job import Job
-from fedssl.model import to_arrays
+from fedssl.model import layout_of, to_arrays
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
 from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
@@ -46,6 +47,7 @@ class _Run:
     data: Any
     device: torch.device
     shares: Mapping[str, Share]  # of every array of the model
+    parameters: frozenset[str]  # of the model, by name
     nodes: Mapping[int, int]  # partition -> node id
     state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
 
@@ -102,9 +104,11 @@ def _open(
         table = split_table(parts, data.train.targets, data.classes)
         rundir.write("split.json", table | described(job, data, parts))
         partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
+        rundir.write("payload.json", payload.manifest(job, data, parts))
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
-    run = _Run(grid, job, rundir, reporter, evaluator, data, device, shares, nodes, state_dir)
+    parameters = layout_of(model, job.method.parts).parameters
+    run = _Run(grid, job, rundir, reporter, evaluator, data, device, shares, parameters, nodes, state_dir)
     return run, point, to_arrays(model)
 
 
@@ -136,12 +140,14 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
             encoders[client] = initial | now | own | _local_arrays(run, client)
 
     partition_of = {node: p for p, node in run.nodes.items()}
-    tally = Tally(chosen, job.federation.tolerate, now, partition_of, keep, lambda c: untrained(run.data, c, now))
+    lacking = partial(untrained, run.data, keys=now)
+    unpack = partial(job.compression.unpack, parameters=run.parameters)
+    tally = Tally(chosen, job.federation.tolerate, now, partition_of, keep, lacking, unpack)
     merged = _merge(run, strategy, at, now, tally)
     row: dict[str, Any] = {"round": at, "clients": len(tally.rows), "failures": len(tally.failures)}
     row |= {key: tally.mean(key) for key in ("loss", "drift")}
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
-    row["bytes_down"] = tree.size_bytes(now) * len(chosen)
+    row["bytes_down"] = tally.bytes_down
     row["train_seconds"] = time.perf_counter() - started
     if measured:
         row |= run.evaluator.merged(initial | merged)
@@ -164,6 +170,7 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally) -> Arra
         config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
     order = {run.nodes[p]: i for i, p in enumerate(tally.expected)}
     messages = list(strategy.configure_train(at, codec.encode(now), config, CohortGrid(run.grid, list(order))))
+    tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
     replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))
     if not isinstance(strategy, PartRule):
@@ -212,9 +219,9 @@ def _restore_clients(run: _Run, done: int) -> None:
             client, _, last = path.stem.partition("-")
             if int(last) <= done:  # sorted, so a newer file of the same client comes later and wins
                 state_files.read(path).save(run.grid.context(run.nodes[int(client)]))
-    elif done and run.state_dir is None and Share.local in run.shares.values():
+    elif done and run.state_dir is None and (Share.local in run.shares.values() or run.job.compression.remembers):
         raise ResumeError(
-            "this run keeps parts on its clients, and this Flower runtime has forgotten them: "
+            "this run keeps state on its clients, and this Flower runtime has forgotten them: "
             "resume it with `fedssl resume`, or start it anew"
         )
 

@@ -14,11 +14,13 @@ from flwr.app import ConfigRecord, Context
 from fedssl.errors import ResumeError
 from fedssl.files import read_arrays, write_arrays
 from fedssl.flower.codec import ClientState
+from fedssl.parts import Arrays
 
 
 def write(folder: Path, client: int, state: ClientState) -> None:
     """Write a client's state under the round in which it was last changed."""
-    arrays = {f"local/{k}": v for k, v in state.local.items()} | {f"mine/{k}": v for k, v in state.mine.items()}
+    groups = {"local": state.local, "mine": state.mine, "residual": state.residual}
+    arrays = {f"{group}/{key}": value for group, own in groups.items() for key, value in own.items()}
     meta = {"memo": json.dumps(state.memo), "round": str(state.round)}
     write_arrays(folder / f"{client:06d}-{state.round:06d}.safetensors", arrays, meta)
 
@@ -41,11 +43,11 @@ def read(path: Path) -> ClientState:
         memo, last = json.loads(meta["memo"]), int(meta["round"])
     except (KeyError, ValueError) as error:
         raise ResumeError(f"{path} is not a client state: delete it, or start the run anew") from error
-    groups: dict[str, dict[str, object]] = {"local": {}, "mine": {}}
+    groups: dict[str, Arrays] = {"local": {}, "mine": {}, "residual": {}}
     for key, value in arrays.items():
         group, _, name = key.partition("/")
         groups[group][name] = value
-    return ClientState(groups["local"], groups["mine"], memo, last)  # type: ignore[arg-type]
+    return ClientState(groups["local"], groups["mine"], memo, last, groups["residual"])
 
 
 def prune(folder: Path, client: int, at_most: int) -> None:

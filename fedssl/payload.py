@@ -1,0 +1,203 @@
+"""What leaves a client and what it gets: every array and every scalar, its size, and why it travels.
+
+The manifest is made without training. A client checks its actual reply against it before anything is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedssl import seeds
+from fedssl.client import scalars
+from fedssl.datasets.base import Data
+from fedssl.errors import FedsslError, PrivacyError
+from fedssl.job import Job
+from fedssl.method import Batch, Examples, MultiCrop, Step
+from fedssl.model import Model, layout_of, tensors, to_arrays
+from fedssl.parts import Share, part_of
+from fedssl.setup import build_model, public_of, shares_of, untrained
+
+SCALARS: Mapping[str, str] = {
+    "num-examples": "the client's weight in a mean",
+    "partition-id": "names the client in the logs, and orders the updates",
+    "loss": "mean training loss of the round: for the logs, and for rules that weigh by it",
+    "steps": "local steps: for the logs",
+    "feature_std": "spread of the last batch's features: an alarm of collapse",
+    "drift": "how far training moved the arrays: for the logs",
+}
+_OTHER_SIZE = 997  # of a client: an array whose shape is another one then follows the number of examples
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array or one scalar of a message."""
+
+    name: str
+    part: str  # of the model; "" of a scalar
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int  # before compression
+    per_example: bool  # holds data of single examples, or has a size that follows their number
+    differentially_private: bool  # no mechanism covers arrays yet
+    why: str
+
+
+@lru_cache(maxsize=8)
+def uploads(job: Job, shape: tuple[Any, ...]) -> Mapping[str, Entry]:
+    """The arrays that a client with every modality sends, by name; the same that it receives.
+
+    Args:
+        job: what is run.
+        shape: of one example of the data.
+
+    Raises:
+        PrivacyError: an array follows the number of examples, or belongs to a part that holds them, without consent.
+    """
+    model = build_model(job, shape)
+    shares = shares_of(job, model)
+    other = {name: tuple(value.shape) for name, value in tensors(build_model(job, shape, _OTHER_SIZE))}
+    holders = {part.name for part in job.method.parts if part.holds_examples or part.sized}
+    found = {}
+    for name, value in to_arrays(model).items():
+        if shares[name] is not Share.merge:
+            continue
+        part, follows = part_of(name), other.get(name) != value.shape
+        if follows and part not in job.consent.allow:
+            raise PrivacyError(
+                f"part {part!r} would be uploaded and the size of {name!r} follows the number of examples, so it may "
+                f"hold one entry for each: use strategy.share.{part}=local, or payload.allow=[{part}] if every client "
+                "agrees to that"
+            )
+        why = f"{part} is merged on the server by {str(job.tree['strategy']['_target_']).rpartition('.')[2]}"
+        per_example = follows or part in holders
+        found[name] = Entry(name, part, value.shape, str(value.dtype), value.nbytes, per_example, False, why)
+    return found
+
+
+def check_reply(
+    known: Mapping[str, Entry],
+    arrays: Mapping[str, np.ndarray],
+    metrics: Mapping[str, object],
+    reported: Collection[str],
+) -> None:
+    """Refuse a reply that is not what the manifest says. A client calls it before it sends anything.
+
+    Args:
+        known: what `uploads` gives.
+        arrays: the reply's arrays, before compression; some may be left out.
+        metrics: its scalars.
+        reported: the names of those that the method reports.
+
+    Raises:
+        PrivacyError: an array that is not in the manifest or has another shape or type, or a metric that is not in it
+            or is no single number.
+    """
+    for name, value in arrays.items():
+        entry = known.get(name)
+        if entry is None:
+            raise PrivacyError(
+                f"the reply has an array {name!r} that is not in the payload manifest, so nothing is sent: only arrays "
+                "of merged parts leave a client, as `fedssl payload` lists them; if it is meant to, set "
+                f"strategy.share.{part_of(name)}=merge"
+            )
+        if value.shape != entry.shape or str(value.dtype) != entry.dtype:
+            raise PrivacyError(
+                f"the reply has {name!r} as {value.dtype} of shape {value.shape} and the payload manifest as "
+                f"{entry.dtype} of shape {entry.shape}, so nothing is sent: a shape that is this client's own can hold "
+                "its examples; keep them in a part of its own with holds_examples=True"
+            )
+    for name, number in metrics.items():
+        if name not in SCALARS and name not in reported:
+            raise PrivacyError(
+                f"the reply has a metric {name!r} that is not in the payload manifest, so nothing is sent: name it in "
+                "fedssl.payload.SCALARS, or report it from the method's loss"
+            )
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise PrivacyError(
+                f"the metric {name!r} of the reply is a {type(number).__name__}, so nothing is sent: a list could have "
+                "one entry an example; give a single number"
+            )
+
+
+def reports(job: Job, model: Model, data: Data, shard: Examples) -> list[str]:
+    """The names of the scalars that the method reports, from one batch of a client without a step of training.
+
+    Args:
+        job: what is run.
+        model: built for this client; its state changes.
+        data: gives the device.
+        shard: the client's examples.
+    """
+    method, augment, device = job.method, job.data.augment, data.train.device
+    public, step = public_of(job, device), Step(1, job.federation.rounds, 0, 1)
+    generator = seeds.torch_stream(job.seed, "payload", device=device)
+    method.after_merge(model, shard, public, augment, step)
+    index = torch.arange(min(job.local.batch_size, len(shard)), device=device)
+    views = [*augment.views(shard.batch(index), generator, method.views)]
+    if method.local_views and isinstance(augment, MultiCrop):
+        views += augment.local_views(shard.batch(index), generator, method.local_views)
+    out = method.loss(model, Batch(views, index), step)
+    return sorted({*scalars(out), *method.before_upload(model, shard, public, augment, generator)} - {"loss"})
+
+
+def manifest(job: Job, data: Data, parts: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The payload of a job, as `payload.json` has it: what each round exchanges with one client.
+
+    Args:
+        job: what is run.
+        data: the training data, on the device that trains.
+        parts: the clients' rows.
+
+    Raises:
+        PrivacyError: see `uploads`.
+    """
+    arrays = uploads(job, data.train.shape)
+    client = int(np.argmax([len(rows) for rows in parts]))  # small clients may be too few for one batch
+    shard = data.train.shard(parts[client], client)
+    model = build_model(job, data.train.shape, len(shard)).to(data.train.device).train()
+    try:
+        names = reports(job, model, data, shard)
+    except FedsslError:
+        names = []  # the clients will meet the same refusal, and it is theirs to tell
+    said = {name: f"reported by {type(job.method).__name__}" for name in names}
+    numbers = [Entry(name, "", (), "float64", 8, False, False, why) for name, why in {**SCALARS, **said}.items()]
+    sizes = {name: np.empty(entry.shape, entry.dtype) for name, entry in arrays.items()}
+    parameters = layout_of(model, job.method.parts).parameters
+    left_out = {str(c): sorted(untrained(data, c, arrays)) for c in range(len(parts))}
+    return {
+        "up": [asdict(entry) for entry in [*arrays.values(), *numbers]],
+        "down": [asdict(replace(entry, why="local training begins there")) for entry in arrays.values()],
+        "left_out": {client: names for client, names in left_out.items() if names},
+        "compression": {key: value for key, value in job.tree["compression"].items() if key != "_target_"},
+        "bytes_up": job.compression.up_bytes(sizes, parameters),
+        "bytes_down": job.compression.down_bytes(sizes, parameters),
+    }
+
+
+def table(content: Mapping[str, Any]) -> list[list[str]]:
+    """A manifest for people: a row a part, and one for the numbers, below their headings."""
+    rows = [["what", "arrays", "bytes", "of single examples", "differential privacy", "why it is sent"]]
+    for part in dict.fromkeys(entry["part"] for entry in content["up"]):
+        own = [entry for entry in content["up"] if entry["part"] == part]
+        flags = (any(e["per_example"] for e in own), all(e["differentially_private"] for e in own))
+        marks = ("yes" if flag else "no" for flag in flags)
+        why = own[0]["why"] if part else ", ".join(entry["name"] for entry in own)
+        rows.append([part or "numbers", str(len(own)), f"{sum(e['bytes'] for e in own):,}", *marks, why])
+    return rows
+
+
+def sentences(content: Mapping[str, Any]) -> list[str]:
+    """What the table does not say: how it is coded, and who sends less."""
+    chosen, up, down = content["compression"], content["bytes_up"], content["bytes_down"]
+    raw = sum(entry["bytes"] for entry in content["down"])
+    coded = f"up to {up:,} bytes" if chosen["keep"] < 1 else f"{up:,} bytes"
+    said = [f"A round takes {coded} of arrays up from each client and {down:,} down to it; uncoded they are {raw:,}."]
+    if content["left_out"]:
+        said.append(f"Clients that cannot train everything send less: {', '.join(content['left_out'])}.")
+    return said
