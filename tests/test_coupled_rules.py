@@ -180,7 +180,7 @@ def test_rotations_are_told_apart_and_balanced() -> None:
 
 
 def test_the_memory_is_clustered_by_what_it_holds() -> None:
-    """Places that were never filled are no points: two examples seen give two directions, whatever the memory's size."""
+    """Places that were never filled are no points: two examples seen give two directions, whatever the size."""
     job, model = orchestra_model()
     out = job.method.loss(model, batch_of(job, 2), STEP)
     job.method.after_step(model, out, STEP)
