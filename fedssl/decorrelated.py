@@ -47,6 +47,11 @@ class Decorrelated(SSLMethod):
         return self.method.reads_public
 
     @property
+    def summaries(self) -> tuple[str, ...]:
+        """Those of the method."""
+        return self.method.summaries
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """Those of the method."""
         return self.method.parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Protocol, cast, runtime_checkable
@@ -80,7 +80,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class Owner(Protocol):
-    """A strategy that has a say in who owns which part."""
+    """A strategy that has a say in who owns which part, and may need summaries that only some methods make."""
+
+    @property
+    def needs(self) -> Collection[str]: ...
 
     def shares(self, parts: Sequence[Part]) -> Mapping[str, str]: ...
 
@@ -233,8 +236,8 @@ class Job:
                 )
         if modality not in self.method.modalities:
             raise ConfigError(
-                f"{method} makes no sense on {modality}: it takes {', '.join(self.method.modalities)}; "
-                "choose another method"
+                f"{method} makes no sense on {modality}: as configured it takes {', '.join(self.method.modalities)}; "
+                "choose another method or other options of it"
             )
         if isinstance(self.partition, FeatureShift) and modality not in ("images", "timeseries"):
             raise ConfigError(
@@ -245,6 +248,36 @@ class Job:
             raise ConfigError(f"method.local_views crops, which {data} cannot: use method.local_views=0")
         if self.method.reads_public and self.tree.get("public") is None:
             raise ConfigError(f"{method} as configured reads public examples and there are none: add data@public=NAME")
+        self._check_summaries(method, self._word("strategy"))
+
+    def _check_summaries(self, method: str, strategy: str) -> None:
+        """Refuse a strategy that cannot merge what the method summarises, or that needs what it does not."""
+        rule, made = self.strategy(), self.method.summaries
+        needs = rule.needs if isinstance(rule, Owner) else ()
+        lacking = [name for name in needs if name not in made]
+        if lacking:
+            raise ConfigError(
+                f"the strategy {strategy} needs {lacking[0]!r}, which clients of the method {method} do not send: "
+                f"use method={strategy.lower()}, or another strategy"
+            )
+        for part in self.method.parts:
+            if part.name not in made:
+                continue
+            if part.name not in needs:
+                raise ConfigError(
+                    f"{strategy} would average {part.name!r}, in which each client of the method {method} summarises "
+                    f"its data, as if it were weights: use strategy={method.lower()}"
+                )
+            if part.name in self.share:
+                raise ConfigError(
+                    f"share.{part.name}={self.share[part.name]}, but the strategy {strategy} is what sets that part: "
+                    "leave it out of the shares"
+                )
+            if self.baselines:
+                raise ConfigError(
+                    f"the central baseline has no server to set {part.name!r}, without which {method} is another "
+                    "method: use baselines=false"
+                )
 
     def _word(self, group: str) -> str:
         return str(self.tree[group]["_target_"]).rpartition(".")[2]

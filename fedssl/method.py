@@ -111,6 +111,14 @@ class SSLMethod(Protocol):
         return False
 
     @property
+    def summaries(self) -> tuple[str, ...]:
+        """What `before_upload` makes for the strategy that needs it: names of parts, and of scalars that it returns.
+
+        A part among them is no mean of weights: only a strategy that says it needs it may merge it.
+        """
+        return ()
+
+    @property
     def views(self) -> int:
         """How many augmented versions of each example the loss reads."""
         ...

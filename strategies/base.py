@@ -27,6 +27,7 @@ class Update:
     weight: float
     client: int | None  # None: a weighted mean of many
     metrics: Mapping[str, float]  # the scalars of the reply; empty for a mean
+    clients: int = 1  # for how many it stands
 
 
 class PartStrategy(Strategy):
@@ -40,6 +41,7 @@ class PartStrategy(Strategy):
     """
 
     reads: ClassVar[Literal["mean", "each"]] = "mean"
+    needs: ClassVar[tuple[str, ...]] = ()  # of a method's `summaries`, those that this rule reads
     proximal: float = 0.0
     _now: Arrays
     _at: int  # the round that is being merged
@@ -101,7 +103,7 @@ class PartStrategy(Strategy):
                     own = {key: value for key, value in update.arrays.items() if part_of(key) == part}
                     mean.add(own, self.weigh(update, part))
             total = sum(weight for weight, _ in scalars)
-            merged = self.merge(self._now, [Update(mean.result(), total, None, {})])
+            merged = self.merge(self._now, [Update(mean.result(), total, None, {}, len(scalars))])
         else:
             everyone = sorted(updates(), key=lambda update: update.client if update.client is not None else -1)
             if not everyone:

@@ -97,3 +97,25 @@ def loss_weights(losses: Sequence[float]) -> list[float]:
     lowest = min(losses)
     raw = [math.exp(lowest - loss) for loss in losses]
     return [value / sum(raw) for value in raw]
+
+
+def others_mean(mean: np.ndarray, clients: int, own: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """`(sum_j C_j - C_k) / (K - 1)` from the mean of K clients' matrices, and over how many clients it is.
+
+    Without an own one, because this client was not among the K, it is the mean as it is; where it was the only one,
+    zero over none.
+
+    References:
+        Jing et al. 2024 (FedSC), https://arxiv.org/abs/2405.03949, R_ext
+    """
+    if own is None or clients == 0:
+        return mean, clients
+    if clients == 1:
+        return np.zeros_like(mean), 0
+    rest = (clients * mean.astype(np.float64) - own.astype(np.float64)) / (clients - 1)
+    return rest.astype(mean.dtype), clients - 1
+
+
+def inverse_weight(divergence: float, floor: float) -> float:
+    """`1 / max(divergence, floor)`, proportional to it and whole, so that a mean does not depend on the order."""
+    return float(round(2**20 / max(divergence, floor)))

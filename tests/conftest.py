@@ -58,7 +58,14 @@ def tiny(*overrides: str, modality: str = "images") -> list[str]:
     known = fields_of(method)
     given = TINY if modality == "images" else TINY[len(MODALITIES["images"]) :]
     base = [o for o in given if o.split("=")[0] not in chosen]
-    return [*(o for o in base if not o.startswith("method.") or o[7:].split("=")[0] in known), *overrides]
+    given_strategy = [] if "strategy" in chosen else strategy_of(method)
+    kept = [o for o in base if not o.startswith("method.") or o[7:].split("=")[0] in known]
+    return [*kept, *given_strategy, *overrides]
+
+
+def strategy_of(method: str) -> list[str]:
+    """The strategy of the method's name, where there is one: a method may be one half of a federated rule."""
+    return [f"strategy={method}"] if method in config.options_of("strategy") else []
 
 
 @pytest.fixture(autouse=True, scope="session")

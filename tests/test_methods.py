@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODALITIES, assert_same, tiny
+from conftest import MODALITIES, assert_same, strategy_of, tiny
 
 from fedssl import config
 from fedssl.client import FitResult, Local, fit
@@ -261,7 +261,7 @@ def test_the_constructor_refuses_widths_that_make_no_head(name: str) -> None:
 )
 def test_learning_beats_the_random_encoder(name: str, modality: str) -> None:
     """In seconds, read with two labels a class."""
-    job = config.compose([f"method={name}", *LEARNING[modality]]).job
+    job = config.compose([f"method={name}", *strategy_of(name), *LEARNING[modality]]).job
     data = job.data.load()
     model = build_model(job, data.train.shape, len(data.train))
 

@@ -32,14 +32,14 @@ NOW: Arrays = {
 }
 
 
-OURS = [name for name in STRATEGIES if isinstance(config.compose([f"strategy={name}"]).job.strategy(), PartStrategy)]
-
-
 @lru_cache
 def job_of(name: str) -> Job:
     """A job with a method that the strategy serves: the one of its name, else BYOL, which has every kind of part."""
     method = name if name in config.options_of("method") else "byol"
-    return config.compose([*tiny(f"method={method}"), f"strategy={name}"]).job
+    return config.compose(tiny(f"method={method}", f"strategy={name}")).job
+
+
+OURS = [name for name in STRATEGIES if isinstance(job_of(name).strategy(), PartStrategy)]
 
 
 @lru_cache
@@ -76,7 +76,7 @@ def echo(changes: Mapping[int, float], weights: Mapping[int, int]) -> ClientApp:
             k: v + np.float32(changes[client]) if np.issubdtype(v.dtype, np.floating) else v.copy()
             for k, v in arrays.items()
         }
-        metrics = {codec.WEIGHT: weights[client], "partition-id": client, "loss": float(client)}
+        metrics = {codec.WEIGHT: weights[client], "partition-id": client, "loss": float(client), "divergence": 0.5}
         return Message(codec.reply(moved, metrics), reply_to=message)
 
     return app

@@ -80,6 +80,11 @@ def _pull(worker: _Worker) -> Pull | None:
     return Pull.towards_now(worker.strategy.proximal, shared)
 
 
+def _weights(job: Job, arrays: Arrays) -> Arrays:
+    """Those of all arrays that are no summaries of data."""
+    return {key: value for key, value in arrays.items() if part_of(key) not in job.method.summaries}
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round of local training: read the job, restore, receive, fit, save, reply."""
@@ -125,7 +130,7 @@ def train(message: Message, context: Context) -> Message:
         "loss": result.loss,
         "steps": result.steps,
         "feature_std": result.feature_std,
-        "drift": math.sqrt(tree.squared_distance(trained, now)),
+        "drift": math.sqrt(tree.squared_distance(_weights(job, trained), now)),
     }
     lacking = untrained(data_of(job, device), client, trained)
     sent = {key: value for key, value in trained.items() if key not in lacking}

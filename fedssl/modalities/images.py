@@ -226,6 +226,12 @@ def warp(x: Tensor, theta: Tensor, padding: str = "border", sides: Sequence[int]
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 
+def quarter_turns(x: Tensor, turns: Tensor) -> Tensor:
+    """Square images (B, C, S, S), each turned by `turns` (B,) int64 times 90 degrees, in 0 to 3."""
+    turned = torch.stack([torch.rot90(x, k, (2, 3)) for k in range(4)])
+    return turned[turns, torch.arange(len(x), device=x.device)]
+
+
 def _hue_matrix(turn: Tensor) -> Tensor:
     """(B, 3, 3) in RGB that turns the chroma plane by (B,) radians and keeps luma and every grey."""
     cos, sin, zero = turn.cos(), turn.sin(), torch.zeros_like(turn)

@@ -1,0 +1,1 @@
+"""What may be claimed of what leaves a client, and how much of it has been spent."""
