@@ -143,6 +143,7 @@ def reports(job: Job, model: Model, data: Data, shard: Examples) -> list[str]:
     if method.local_views and isinstance(augment, MultiCrop):
         views += augment.local_views(shard.batch(index), generator, method.local_views)
     out = method.loss(model, Batch(views, index), step)
+    method.after_step(model, out, step)  # what a client summarises may be what its steps have remembered
     return sorted({*scalars(out), *method.before_upload(model, shard, public, augment, generator)} - {"loss"})
 
 
