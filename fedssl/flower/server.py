@@ -27,6 +27,7 @@ from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, roster
 from fedssl.flower.rule import PartRule
 from fedssl.job import Job, split
 from fedssl.model import to_arrays
+from fedssl.monitor import Monitor, Watch
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
 from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
@@ -42,6 +43,7 @@ class _Run:
     rundir: RunDirectory
     reporter: Reporter
     evaluator: Evaluator
+    monitor: Monitor
     data: Any
     device: torch.device
     shares: Mapping[str, Share]  # of every array of the model
@@ -101,7 +103,8 @@ def _open(
         rundir.write("split.json", split_table(parts, data.train.targets, data.classes))
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
-    run = _Run(grid, job, rundir, reporter, evaluator, data, device, shares, nodes, state_dir)
+    monitor = Monitor(evaluator, parts)
+    run = _Run(grid, job, rundir, reporter, evaluator, monitor, data, device, shares, nodes, state_dir)
     return run, point, to_arrays(model)
 
 
@@ -124,13 +127,11 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     job = run.job
     measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
     chosen = cohort(job.federation, job.seed, at)
-    watched = set(chosen[: job.evaluate.clients]) if measured else set()
-    encoders: dict[int, Arrays] = {}
+    watch = Watch(at, initial, now, chosen[: job.evaluate.clients]) if measured else None
 
     def keep(client: int, arrays: Arrays) -> None:
-        if client in watched:
-            own = {k: v for k, v in arrays.items() if k.startswith("encoder.")}
-            encoders[client] = initial | now | own | _local_arrays(run, client)
+        if watch is not None:
+            watch.keep(client, arrays, _local_arrays(run, client))
 
     partition_of = {node: p for p, node in run.nodes.items()}
     tally = Tally(chosen, job.federation.tolerate, now, partition_of, keep, lambda c: untrained(run.data, c, now))
@@ -140,12 +141,12 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
     row["bytes_down"] = tree.size_bytes(now) * len(chosen)
     row["train_seconds"] = time.perf_counter() - started
-    if measured:
-        row |= run.evaluator.merged(initial | merged)
-        if encoders:
-            row |= run.evaluator.clients([encoders[c] for c in sorted(encoders)], row)
+    parts: list[dict[str, Any]] = []
+    if watch is not None:
+        measures, parts = run.monitor.close(watch, merged, tally.rows)
+        row |= measures
     row["seconds"] = time.perf_counter() - started
-    run.rundir.log(row, [{"round": at, **r} for r in tally.rows])
+    run.rundir.log(row, [{"round": at, **r} for r in tally.rows], parts)
     if at % job.checkpoint_every == 0 or at == job.federation.rounds:
         _checkpoint(run, strategy, at, merged, [int(r["client"]) for r in tally.rows])
     run.reporter.round(at, row)
@@ -222,7 +223,7 @@ def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
     rows = rundir.rows()
     last = rows[-1]
     save_encoder(rundir.path, job, run.data.train.shape, arrays)
-    final = evaluator.merged(arrays)
+    final = run.monitor.final(arrays, [key for key, share in run.shares.items() if share is Share.merge])
     started = time.perf_counter()
     probes: dict[str, dict[str, float]] = {}
     spectra = {"federated": evaluator.spectrum(arrays)}
