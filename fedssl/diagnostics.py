@@ -268,7 +268,7 @@ def _shares(x: Tensor) -> Tensor | None:
     if not _finite(z):
         return None
     # Singular values from the matrix itself: those of the Gram matrix would carry errors of 1e-8, near RankMe's 1e-7.
-    s = torch.linalg.svdvals(_scaled(z))
+    s: Tensor = torch.linalg.svdvals(_scaled(z))
     return s / torch.where(s.sum() > 0, s.sum(), 1.0)
 
 

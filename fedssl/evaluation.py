@@ -74,6 +74,11 @@ class Evaluator:
         """Whether probes are possible."""
         return self._train.targets is not None and self._test.targets is not None
 
+    @property
+    def dim(self) -> int:
+        """How many features the encoder gives."""
+        return int(self._job.encoder.make(self._train.shape)[1])
+
     def look(self, arrays: Arrays, keys: Collection[str]) -> Seen:
         """Pass the examples through a model; each encoder sees each set once.
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedssl import diagnostics
+from fedssl.alarms import Alarm, at_end, judge
 from fedssl.collapse import WeightLog, by_client, describe, likeness
 from fedssl.evaluation import Evaluator, Seen
 from fedssl.outputs import Outputs
@@ -20,7 +21,15 @@ from fedssl.parts import Arrays
 Row = dict[str, Any]
 Parts = dict[str, Row]  # part -> its measures
 MERGED = "merged"  # in the place of a client's number
-_COMPACT = ("rankme", "effective_rank", "feature_std", "uniformity", "alignment", "uniformity_intra", "uniformity_inter")
+_COMPACT = (
+    "rankme",
+    "effective_rank",
+    "feature_std",
+    "uniformity",
+    "alignment",
+    "uniformity_intra",
+    "uniformity_inter",
+)
 _MOTION = ("moved", "gap", "step")  # as `Movement` names them, after a part's name
 
 
@@ -51,10 +60,14 @@ class Monitor:
     Args:
         evaluator: passes the examples through models.
         shards: the training examples of each client.
+        method: the options of the method, which may explain a collapse.
+        rows: of `collapse.jsonl`, if the run has begun.
     """
 
-    def __init__(self, evaluator: Evaluator, shards: Sequence[np.ndarray]) -> None:
-        self._evaluator = evaluator
+    def __init__(
+        self, evaluator: Evaluator, shards: Sequence[np.ndarray], method: Mapping[str, Any], rows: Sequence[Row]
+    ) -> None:
+        self._evaluator, self._method, self._rows = evaluator, method, list(rows)
         owner = {int(row): client for client, rows in enumerate(shards) for row in rows}
         self._owners = np.array([owner.get(int(row), -1) for row in evaluator.bank])
 
@@ -62,6 +75,16 @@ class Monitor:
         """The numbers of the model that a run ends with, as in `metrics.jsonl`; `keys` are the merged arrays."""
         seen = self._evaluator.look(arrays, keys)
         return self._compact(seen, self._parts(seen))
+
+    def news(self, rows: Sequence[Row]) -> list[Alarm]:
+        """The alarms that the rows of a new round raise for the first time."""
+        known = {(alarm.name, alarm.part) for alarm in judge(self._rows, self._method)}
+        self._rows += rows
+        return [alarm for alarm in judge(self._rows, self._method) if (alarm.name, alarm.part) not in known]
+
+    def alarms(self, final: Row, last: int) -> list[Alarm]:
+        """All alarms of a run that has ended in this round, with these numbers of its encoder."""
+        return at_end(self._rows, self._method, final, last, self._evaluator.dim)
 
     def close(
         self, watch: Watch, merged: Arrays, replies: Sequence[Mapping[str, Any]]

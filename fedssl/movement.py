@@ -1,4 +1,4 @@
-"""How far a round of local training moves a model's parts, and how its teacher follows: numbers that a client reports."""
+"""How far a round of local training moves a model's parts, and how its teacher follows, as a client reports it."""
 
 from __future__ import annotations
 

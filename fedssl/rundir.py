@@ -121,7 +121,7 @@ class RunDirectory:
         clients: Sequence[Mapping[str, Any]],
         collapse: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Append one round to metrics.jsonl, its clients to clients.jsonl and its parts, if measured, to collapse.jsonl.
+        """Append one round to metrics.jsonl, its clients to clients.jsonl, and what its parts give to collapse.jsonl.
 
         Raises:
             ConfigError: they cannot be written; what a resume finds is cut back to the last checkpoint.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def _open(
         rundir.write("split.json", split_table(parts, data.train.targets, data.classes))
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
-    monitor = Monitor(evaluator, parts)
+    monitor = Monitor(evaluator, parts, job.tree["method"], rundir.rows("collapse.jsonl"))
     run = _Run(grid, job, rundir, reporter, evaluator, monitor, data, device, shares, nodes, state_dir)
     return run, point, to_arrays(model)
 
@@ -150,6 +150,8 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     if at % job.checkpoint_every == 0 or at == job.federation.rounds:
         _checkpoint(run, strategy, at, merged, [int(r["client"]) for r in tally.rows])
     run.reporter.round(at, row)
+    for alarm in run.monitor.news(parts):
+        run.reporter.say(alarm.line)
     return merged
 
 
@@ -246,6 +248,7 @@ def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
         **{f"random_encoder_{key}": value for key, value in chance.items() if key.endswith("accuracy")},
         **{f"central_{k}": v for k, v in probes.get("central", {}).items() if k.endswith("accuracy")},
         "epsilon": None,
+        "alarms": [asdict(alarm) for alarm in run.monitor.alarms(final, int(last["round"]))],
         "seconds": float(sum(row["seconds"] for row in rows)),
         "final_seconds": time.perf_counter() - started,
         "bytes_up": int(sum(row["bytes_up"] for row in rows)),
