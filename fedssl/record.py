@@ -119,7 +119,10 @@ def so_far(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def collapse_checks(record: Record) -> list[Check]:
     """Say of each diagnostic that was measured whether it is healthy, of clients how they differ, and every alarm."""
-    return [*_features(record.numbers, record.dim), *_clients(so_far(record.rows)), *_alarms(record)]
+    features = list(_features(record.numbers, record.dim))
+    said = {check.alarm for check in features}
+    alarms = [a for a in record.alarms if not (a.part == "encoder" and a.name in said and a in record.lasting)]
+    return [*features, *_clients(so_far(record.rows)), *_alarms(alarms, record.lasting)]
 
 
 def _features(numbers: Mapping[str, Any], dim: int | None) -> Iterator[Check]:
@@ -155,12 +158,11 @@ def _clients(latest: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("Merge gap", f"kNN accuracy after merging is {level} the clients' mean before.")
 
 
-def _alarms(record: Record) -> Iterator[Check]:
-    lasting = record.lasting
-    for alarm in record.alarms:
+def _alarms(alarms: Sequence[Alarm], lasting: Sequence[Alarm]) -> Iterator[Check]:
+    for alarm in alarms:
         when = f"round {alarm.round}" if alarm.round == alarm.last else f"rounds {alarm.round} to {alarm.last}"
-        name = f"{alarm.name[0].upper()}{alarm.name[1:]}"
+        name = f"{alarm.name[0].upper()}{alarm.name[1:]}, {alarm.part}"
         if alarm in lasting:
-            yield Check(f"{name}, {alarm.part}", f"Alarm, {when}: {alarm.found}", alarm.name)
+            yield Check(name, f"Alarm, {when}: {alarm.found}", alarm.name)
         else:
-            yield Check(f"{name}, {alarm.part}", f"In {when} and not since: {alarm.found}")
+            yield Check(name, f"In {when} and not since: {alarm.found}")
