@@ -13,13 +13,14 @@ from fedssl.files import number
 Row = Mapping[str, Any]
 Parts = Mapping[str, Row]  # part -> its row of a round
 
-GAUGE = 0.1  # feature_std * sqrt(D): complete collapse below
-SPREAD = -0.04  # uniformity: complete collapse above; for a small spread it is -4 D std^2, -0.04 at a gauge of 0.1
+GAUGE = 0.08  # feature_std * sqrt(D): complete collapse below
+SPREAD = -0.025  # uniformity: complete collapse above; for a small spread it is -4 D std^2, so it is the same limit
 USED = 0.05  # rank over dimensions: dimensional collapse below
-FALL = 0.4  # rank over its highest so far: dimensional collapse below
-MERGE = 0.8  # rank of the merged over the median client's: merging hurts below
-LOCAL = 0.8  # rank of the median client over that of the model it started from: local training hurts below
-SCALE = 0.01  # how far from 1 the weights of a merge may add up
+FALL = 0.25  # rank over its highest since before training: dimensional collapse below
+MERGE = 0.5, 0.75  # rank of the merged over the median client's: merging hurts below, once, or twice in a row
+LOCAL = 0.8  # rank of the median client over that of the model it started from, and ..
+APART = 0.7  # .. linear CKA between clients: skew hurts where both are below, twice in a row
+SCALE = 0.01  # how far the weights of a merge may add up outside of what a mean could give
 STEP = 0.5  # share of its distance that a teacher may cover in a step
 STILL = 0.01  # movement of a predictor over that of its projector: idle below
 SAME = 0.995  # likeness of a predictor's output to its input: idle above
@@ -49,16 +50,35 @@ class Round:
 
     merged: Parts
     clients: Sequence[Parts]
-    peak: Mapping[str, float]  # the highest rank of each merged part so far
+    peak: Mapping[str, float]  # the highest rank of each merged part so far, before training included
+    previous: Round | None  # that was measured
 
     def rank(self, part: str) -> float | None:
-        """Of the merged part."""
+        """Of the merged part; None too where some of its arrays stay at home, so that merged it is nobody's model."""
+        if self.merged.get(part, {}).get("partial"):
+            return None
         return number(self.merged.get(part, {}).get("rankme"))
 
     def client_rank(self, part: str) -> float | None:
         """Of the median client's part, after training and before the merge."""
         ranks = self.client_ranks(part)
         return median(ranks) if ranks else None
+
+    def merge_ratio(self, part: str) -> float:
+        """The rank of the merged part over that of the median client's; 1 where one of them was not measured."""
+        rank, clients = self.rank(part), self.client_rank(part)
+        return rank / clients if rank is not None and clients is not None else 1.0
+
+    def local_ratio(self) -> float:
+        """The rank of the median client's encoder over that of the model it started from; 1 if not measured."""
+        row, clients = self.merged.get("encoder", {}), self.client_rank("encoder")
+        before = None if row.get("partial") else number(row.get("rankme_before"))
+        return clients / before if before and clients is not None else 1.0
+
+    def likeness(self) -> float:
+        """Linear CKA between the clients' encoders; 1 if not measured."""
+        found = number(self.merged.get("encoder", {}).get("cka_clients"))
+        return 1.0 if found is None else found
 
     def client_ranks(self, part: str) -> list[float]:
         """Of each client's part that was measured."""
@@ -160,12 +180,15 @@ def rounds(rows: Sequence[Row]) -> Iterator[tuple[int, Round]]:
     for row in rows:
         grouped.setdefault(row["round"], {}).setdefault(row["client"], {})[row["part"]] = row
     peak: dict[str, float] = {}
+    previous = None
     for at, models in sorted(grouped.items()):
         merged = models.pop("merged", {})
         for part, row in merged.items():
             found = [number(row.get(key)) or 0.0 for key in ("rankme", "rankme_before")]
             peak[part] = max(peak.get(part, 0.0), *found)
-        yield at, Round(merged, [models[client] for client in sorted(models)], dict(peak))
+        seen = Round(merged, [models[client] for client in sorted(models)], dict(peak), previous)
+        previous = replace(seen, previous=None)
+        yield at, seen
 
 
 def findings(seen: Round) -> Iterator[tuple[str, str, str]]:
@@ -184,9 +207,9 @@ def features(row: Row) -> tuple[str, str] | None:
         return "divergence", "its outputs are not finite numbers."
     std, spread, rank, dim = (number(row.get(key)) for key in ("feature_std", "uniformity", "rankme", "dim"))
     if std is not None and dim and (gauge := std * math.sqrt(dim)) < GAUGE:
-        return "complete collapse", f"nearly all examples get the same features, spread {gauge:.2f} of 1."
+        return "complete collapse", f"nearly all examples get the same features, spread {gauge:.2g} of 1."
     if spread is not None and spread > SPREAD:
-        return "complete collapse", f"nearly all examples get the same features, uniformity {spread:.2f} of -4."
+        return "complete collapse", f"nearly all examples get the same features, uniformity {spread:.2g} of -4."
     if rank is not None and dim and rank < USED * (most := min(dim, number(row.get("examples")) or dim)):
         return "dimensional collapse", f"about {rank:.1f} of {most:.0f} directions are in use."
     return None
@@ -195,6 +218,8 @@ def features(row: Row) -> tuple[str, str] | None:
 def _collapse(seen: Round) -> Iterator[tuple[str, str, str]]:
     for part in _MEASURED:
         row = seen.merged.get(part, {})
+        if row.get("partial"):
+            continue
         if (found := features(row)) is not None:
             yield found[0], part, found[1]
         elif (rank := seen.rank(part)) is not None and rank < FALL * (peak := seen.peak[part]):
@@ -202,26 +227,23 @@ def _collapse(seen: Round) -> Iterator[tuple[str, str, str]]:
 
 
 def _merge(seen: Round) -> Iterator[tuple[str, str, str]]:
-    rank, clients = seen.rank("encoder"), seen.client_rank("encoder")
-    if rank is not None and clients is not None and rank < MERGE * clients:
-        yield "merge hurts", "encoder", f"merging took the rank from {clients:.1f} (median client) to {rank:.1f}."
+    for part in _MEASURED:
+        ratio, rank, clients = seen.merge_ratio(part), seen.rank(part), seen.client_rank(part)
+        again = seen.previous is not None and seen.previous.merge_ratio(part) < MERGE[1]
+        if ratio < MERGE[0] or (ratio < MERGE[1] and again):
+            yield "merge hurts", part, f"merging took the rank from {clients:.1f} (median client) to {rank:.1f}."
 
 
 def _skew(seen: Round) -> Iterator[tuple[str, str, str]]:
-    before = number(seen.merged.get("encoder", {}).get("rankme_before"))
-    clients = seen.client_rank("encoder")
-    if before is not None and clients is not None and clients < LOCAL * before:
-        yield (
-            "skew hurts",
-            "encoder",
-            f"local training took the rank from {before:.1f} to {clients:.1f} (median client).",
-        )
+    if all(r is not None and r.local_ratio() < LOCAL and r.likeness() < APART for r in (seen, seen.previous)):
+        change = f"local training took the rank to {100 * seen.local_ratio():.0f} % of what it was (median client)"
+        yield "skew hurts", "encoder", f"{change}, and clients are unlike each other (CKA {seen.likeness():.2f})."
 
 
 def _scale(seen: Round) -> Iterator[tuple[str, str, str]]:
     for part, row in seen.merged.items():
-        scale = number(row.get("merge_scale"))
-        if scale is not None and abs(scale - 1) > SCALE:
+        scale, low, high = (number(row.get(key)) for key in ("merge_scale", "scale_low", "scale_high"))
+        if scale is not None and low is not None and high is not None and not low - SCALE < scale < high + SCALE:
             yield "weights do not add up to 1", part, f"the clients' weights add up to {scale:.3f}."
 
 

@@ -139,14 +139,14 @@ class WeightLog:
 
     A mean of clients that differ is shorter than they are, by the triangle inequality, so the length tells nothing
     wrong. What any mean keeps is its product with a fixed vector, and `now`, from which all clients started, is one:
-    <mean, now> is the mean of <client, now>.
+    <mean, now> is the mean of <client, now>, and whatever the weights it lies between the smallest and the largest.
 
     Args:
-        now: the merged arrays as the round begins.
+        now: merged parameters as the round begins; buffers, such as batch statistics, differ too much between clients.
     """
 
     def __init__(self, now: Mapping[str, NDArray[Any]]) -> None:
-        self._now = {key: value for key, value in now.items() if np.issubdtype(value.dtype, np.floating)}
+        self._now = {key: now[key] for key in sorted(now) if np.issubdtype(now[key].dtype, np.floating)}
         self._products: dict[int, dict[str, float]] = {}
         self._squares: dict[int, dict[str, float]] = {}
 
@@ -157,12 +157,12 @@ class WeightLog:
         self._squares[client] = {key: _product(value, value) for key, value in mine.items()}
 
     def compare(self, merged: Mapping[str, NDArray[Any]], examples: Mapping[int, int]) -> dict[str, dict[str, float]]:
-        """For each part: norm_ratio and merge_scale.
+        """For each part: norm_ratio, merge_scale, scale_low and scale_high.
 
         norm_ratio is the length of the merged part over the mean length of the clients', weighted by examples: at most
         1 for a mean, less the more the clients differ. merge_scale is the merged part's product with `now` over that of
-        the clients' mean: the sum of the weights that the strategy gave the clients, exactly 1 for any mean by
-        examples, close to 1 for other means as long as clients have not left the round's start far behind.
+        the clients' mean: the sum of the weights that the strategy gave the clients. It is 1 for the mean by examples,
+        and between scale_low and scale_high, the smallest and the largest client's, for any mean.
 
         Args:
             merged: what the strategy made.
@@ -180,13 +180,15 @@ class WeightLog:
             length, start = (math.sqrt(sum(_product(a[key], a[key]) for key in keys)) for a in (merged, self._now))
             mean = _mean(lengths, examples)
             out[part] = {"norm_ratio": length / mean} if mean > 0 else {}
-            expected = sum(
-                _mean({client: own[key] for client, own in self._products.items() if key in own}, examples)
-                for key in keys
-            )
+            means = {k: _mean({c: own[k] for c, own in self._products.items() if k in own}, examples) for k in keys}
+            expected = sum(means.values())
             if expected > 0.1 * start * mean > 0:  # else the clients have left the start behind, and it says nothing
+                clients = [sum(own.get(key, means[key]) for key in keys) for own in self._products.values()]
                 product = sum(_product(merged[key], self._now[key]) for key in keys)
-                out[part]["merge_scale"] = product / expected
+                names = ("merge_scale", "scale_low", "scale_high")
+                out[part] |= {
+                    n: v / expected for n, v in zip(names, (product, min(clients), max(clients)), strict=True)
+                }
         return out
 
 
@@ -199,4 +201,4 @@ def _mean(values: Mapping[int, float], weights: Mapping[int, int]) -> float:
 
 def _product(a: NDArray[Any], b: NDArray[Any]) -> float:
     """In float64, and not by BLAS, whose last bit depends on where an array lies."""
-    return float((a.astype(np.float64) * b).sum())
+    return float((a.astype(np.float64).ravel() * b.ravel()).sum())

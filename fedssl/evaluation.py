@@ -16,8 +16,8 @@ from fedssl.job import Job
 from fedssl.method import Augment
 from fedssl.modalities.pairs import SIDES
 from fedssl.modalities.timeseries import Statistics
-from fedssl.model import load_arrays, to_arrays
-from fedssl.outputs import Outputs, outputs, readable
+from fedssl.model import load_arrays, tensors, to_arrays
+from fedssl.outputs import CHAIN, Outputs, outputs, readable
 from fedssl.parts import Arrays, part_of
 from fedssl.setup import build_model
 
@@ -78,6 +78,18 @@ class Evaluator:
     def dim(self) -> int:
         """How many features the encoder gives."""
         return int(self._job.encoder.make(self._train.shape)[1])
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of the arrays that are parameters, not buffers."""
+        return [name for name, _ in self._model.named_parameters()]
+
+    def partial(self, keys: Collection[str]) -> set[str]:
+        """The parts of which these are some of the arrays and not all, and the heads on top of one."""
+        names = [name for name, _ in tensors(self._model)]
+        short = {part_of(name) for name in names if name not in keys}
+        first = min([i for i, part in enumerate(CHAIN) if part in short], default=len(CHAIN))
+        return short | set(CHAIN[first:])
 
     def look(self, arrays: Arrays, keys: Collection[str]) -> Seen:
         """Pass the examples through a model; each encoder sees each set once.

@@ -41,10 +41,8 @@ class Watch:
     initial: Arrays
     now: Arrays  # the merged arrays as the round begins
     watched: Collection[int]
+    weights: WeightLog
     kept: dict[int, tuple[Arrays, Collection[str]]] = field(default_factory=dict)  # all arrays, and the client's own
-
-    def __post_init__(self) -> None:
-        self.weights = WeightLog(self.now)
 
     def keep(self, client: int, arrays: Arrays, local: Arrays) -> None:
         """Take note of a client's update, and of what stays at home where that is known."""
@@ -76,6 +74,11 @@ class Monitor:
         seen = self._evaluator.look(arrays, keys)
         return self._compact(seen, self._parts(seen))
 
+    def watch(self, at: int, initial: Arrays, now: Arrays, clients: Collection[int]) -> Watch:
+        """Begin to measure a round: the models of these clients will be kept until it is closed."""
+        weights = {key: now[key] for key in self._evaluator.parameters if key in now}
+        return Watch(at, initial, now, clients, WeightLog(weights))
+
     def news(self, rows: Sequence[Row]) -> list[Alarm]:
         """The alarms that the rows of a new round raise for the first time."""
         known = {(alarm.name, alarm.part) for alarm in judge(self._rows, self._method)}
@@ -102,12 +105,15 @@ class Monitor:
         """
         started = time.perf_counter()
         before = self._evaluator.queries(watch.initial | watch.now, merged.keys())
+        partial = self._evaluator.partial(merged.keys())
         after = self._evaluator.look(watch.initial | merged, merged.keys())
         clients = {client: self._evaluator.look(*watch.kept.pop(client)) for client in sorted(watch.kept)}
         mine, theirs = self._parts(after), {client: self._parts(seen, client) for client, seen in clients.items()}
         for part, features in before.items():
             mine[part]["cka_round"] = diagnostics.linear_cka(features, after.queries[part])
             mine[part]["rankme_before"] = diagnostics.rankme(features)
+            if part in partial:
+                mine[part]["partial"] = True  # some of its arrays are the clients' own, so it is nobody's model
         _compare(after.queries, {client: seen.queries for client, seen in clients.items()}, mine, theirs)
         examples = {int(reply["client"]): int(reply["examples"]) for reply in replies}
         _add(mine, watch.weights.compare(merged, examples))

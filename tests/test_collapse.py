@@ -21,7 +21,7 @@ from fedssl.config import Plan
 from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
 from fedssl.model import ema_
-from fedssl.monitor import Monitor, Watch
+from fedssl.monitor import Monitor
 from fedssl.movement import Movement
 from fedssl.outputs import outputs, readable
 from fedssl.parts import Part
@@ -135,7 +135,9 @@ def test_weights_are_compared_part_by_part_and_array_by_array() -> None:
     found = log.compare({**merged, "encoder.n": np.array([5.0])}, {0: 10, 1: 10})
     assert found["encoder"]["merge_scale"] == pytest.approx(1.0)  # (3 * 1 + 4 * 2) / (3 * 1 + 4 * 2)
     assert found["encoder"]["norm_ratio"] == pytest.approx(5 / math.hypot(2, 4))  # of the client that sent all
-    assert found["projector"] == pytest.approx({"merge_scale": 0.5, "norm_ratio": 0.5})
+    assert found["projector"] == pytest.approx(
+        {"merge_scale": 0.5, "norm_ratio": 0.5, "scale_low": 0.5, "scale_high": 1.5}
+    )
 
 
 def test_the_order_of_clients_does_not_matter_and_counters_are_no_weights() -> None:
@@ -246,7 +248,11 @@ def test_a_run_leaves_a_row_for_each_round_model_and_part(plan: Compose) -> None
         *("uniformity_intra", "uniformity_inter", "cka_clients", "cka_global", "moved"),
     }
     for (_, who, part), row in rows.items():
-        own = {"cka_round", "rankme_before", "norm_ratio", "merge_scale"} if who == "merged" else set()
+        own = (
+            {"cka_round", "rankme_before", "norm_ratio", "merge_scale", "scale_low", "scale_high"}
+            if who == "merged"
+            else set()
+        )
         identity = {"identity"} if part == "predictor" else set()
         expected = {"moved", "gap", "step"} if part == "teacher" else described | own | identity
         assert row.keys() == {"round", "client", "part"} | expected
@@ -267,7 +273,9 @@ def test_a_run_leaves_a_row_for_each_round_model_and_part(plan: Compose) -> None
     replies = run.rows("clients.jsonl")
     mean = np.average([r["teacher_gap"] for r in replies if r["round"] == 4], weights=[20] * 3)
     assert rows[4, "merged", "teacher"]["gap"] == pytest.approx(mean, rel=0.5)
-    assert rows[4, 1, "teacher"]["gap"] == next(r["teacher_gap"] for r in replies if (r["round"], r["client"]) == (4, 1))
+    assert rows[4, 1, "teacher"]["gap"] == next(
+        r["teacher_gap"] for r in replies if (r["round"], r["client"]) == (4, 1)
+    )
 
 
 def test_parts_that_stay_at_home_are_measured_there_only(plan: Compose) -> None:
@@ -302,7 +310,7 @@ def test_the_monitor_gives_the_same_rows_however_often_it_looks(plan: Compose) -
     moved = {key: value * 1.1 if value.dtype.kind == "f" else value for key, value in now.items()}
     found = []
     for _ in range(2):
-        watch = Watch(1, initial, now, [0])
+        watch = monitor.watch(1, initial, now, [0])
         watch.keep(0, moved, {})
         row, rows = monitor.close(watch, moved, [{"client": 0, "examples": 30, "encoder_moved": 0.1}])
         found.append(({key: value for key, value in row.items() if "seconds" not in key}, rows))

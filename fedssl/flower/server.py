@@ -27,7 +27,7 @@ from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, roster
 from fedssl.flower.rule import PartRule
 from fedssl.job import Job, split
 from fedssl.model import to_arrays
-from fedssl.monitor import Monitor, Watch
+from fedssl.monitor import Monitor
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
 from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
@@ -127,7 +127,7 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     job = run.job
     measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
     chosen = cohort(job.federation, job.seed, at)
-    watch = Watch(at, initial, now, chosen[: job.evaluate.clients]) if measured else None
+    watch = run.monitor.watch(at, initial, now, chosen[: job.evaluate.clients]) if measured else None
 
     def keep(client: int, arrays: Arrays) -> None:
         if watch is not None:
