@@ -15,6 +15,7 @@ from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
 from fedssl.method import Augment, Batch, Examples, LossOutput, MultiCrop, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.movement import Movement
 from fedssl.norms import commit_statistics, discard_statistics
 
 
@@ -62,7 +63,7 @@ class FitResult:
     steps: int
     loss: float  # mean over the round, weighted by examples
     feature_std: float  # of the last batch's features; see diagnostics.feature_std
-    measures: Mapping[str, float] = field(default_factory=dict)  # what the method reports, means over the round
+    measures: Mapping[str, float] = field(default_factory=dict)  # the method's, means over the round; and `Movement`'s
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +140,7 @@ def fit(
     model.train()
     discard_statistics(model)
     method.after_merge(model, data, public, augment, Step(round, rounds, 0, len(batches)))
+    movement = Movement(model, method.parts)
     totals, seen, features = {"loss": torch.zeros((), device=device)}, 0, None
     for i, index in enumerate(batches):
         step = Step(round, rounds, i, len(batches))
@@ -157,6 +159,8 @@ def fit(
             torch.nn.utils.clip_grad_norm_(trainable, local.clip_norm)
         optimizer.step()
         commit_statistics(model)
+        if i == len(batches) - 1:
+            movement.before_following()
         method.after_step(model, out, step)
         for name, value in scalars(out).items():
             totals[name] = totals.get(name, 0) + value * len(index)
@@ -172,7 +176,7 @@ def fit(
     summaries = seeds.torch_stream(seed, *path, "upload", device=device)
     measures |= {k: v.item() for k, v in method.before_upload(model, data, public, augment, summaries).items()}
     std = feature_std(features.float()) if features is not None else 0.0
-    return FitResult(examples=n, steps=len(batches), loss=loss, feature_std=std, measures=measures)
+    return FitResult(n, len(batches), loss, std, measures | movement.measures())
 
 
 def scalars(out: LossOutput) -> dict[str, Tensor]:

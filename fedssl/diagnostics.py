@@ -34,7 +34,7 @@ def rankme(x: Tensor) -> float:
     References:
         Garrido et al. 2023, https://arxiv.org/abs/2210.02885
     """
-    return _entropy_rank(x, eps=1e-7)
+    return _entropy_rank(_shares(x), eps=1e-7)
 
 
 def effective_rank(x: Tensor) -> float:
@@ -52,7 +52,20 @@ def effective_rank(x: Tensor) -> float:
     References:
         Roy & Vetterli 2007, "The effective rank: a measure of effective dimensionality", EUSIPCO.
     """
-    return _entropy_rank(x, eps=0.0)
+    return _entropy_rank(_shares(x), eps=0.0)
+
+
+def ranks(x: Tensor) -> tuple[float, float]:
+    """`rankme` and `effective_rank` for the price of one decomposition.
+
+    Args:
+        x: (N, D) features.
+
+    Raises:
+        ConfigError: x is not a matrix with at least one row and one column.
+    """
+    shares = _shares(x)
+    return _entropy_rank(shares, eps=1e-7), _entropy_rank(shares, eps=0.0)
 
 
 def participation_ratio(x: Tensor) -> float:
@@ -249,16 +262,22 @@ def mutual_information_bound(loss: float, candidates: int) -> float:
     return math.log(candidates) - float(loss)
 
 
-def _entropy_rank(x: Tensor, eps: float) -> float:
+def _shares(x: Tensor) -> Tensor | None:
+    """Singular values over their sum, all 0 for a matrix of zeros; None for features that are not finite."""
     z = _matrix(x)
     if not _finite(z):
-        return math.nan
+        return None
     # Singular values from the matrix itself: those of the Gram matrix would carry errors of 1e-8, near RankMe's 1e-7.
-    s = torch.linalg.svdvals(_scaled(z))
-    total = s.sum()
-    if total == 0:
+    s: Tensor = torch.linalg.svdvals(_scaled(z))
+    return s / torch.where(s.sum() > 0, s.sum(), 1.0)
+
+
+def _entropy_rank(shares: Tensor | None, eps: float) -> float:
+    if shares is None:
+        return math.nan
+    if not shares.any():
         return 1.0
-    return float(torch.special.entr(s / total + eps).sum().exp())
+    return float(torch.special.entr(shares + eps).sum().exp())
 
 
 def _matrix(x: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from fedssl.job import Job
 from fedssl.method import Augment
 from fedssl.modalities.pairs import SIDES
 from fedssl.modalities.timeseries import Statistics
-from fedssl.model import load_arrays, to_arrays
-from fedssl.parts import Arrays
+from fedssl.model import load_arrays, tensors, to_arrays
+from fedssl.outputs import CHAIN, Outputs, outputs, readable
+from fedssl.parts import Arrays, part_of
 from fedssl.setup import build_model
 
 _BATCH = 512
@@ -38,86 +39,107 @@ def encode(encoder: nn.Module, data: Any, rows: np.ndarray, augment: Augment) ->
     return torch.cat(outputs)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the parts of one model give for the examples that are measured, without augmentation but for the views."""
+
+    queries: Outputs  # of the test set
+    bank: Outputs  # of the training set
+    views: tuple[Outputs, Outputs]  # of the test set, two augmentations of at most 512 examples
+
+
 class Evaluator:
-    """Measures encoders of one job; holds one encoder and the data, both on the job's device.
+    """Measures models of one job; holds one model and the data, both on the job's device.
 
     Args:
         job: what is evaluated.
         data: with `.train` and `.test` on the device; without targets only label-free diagnostics are measured.
         device: where features are computed.
+
+    Attributes:
+        bank: the rows of the training set that are measured.
     """
 
     def __init__(self, job: Job, data: Any, device: torch.device) -> None:
         self._job, self._device = job, device
         self._train, self._test = data.train, data.test
-        encoder, _ = job.encoder.make(self._train.shape)
-        self._encoder: nn.Module = encoder.to(device)
+        self._model = build_model(job, self._train.shape).to(device)
+        self._encoder: nn.Module = self._model["encoder"]
         rng = seeds.stream(job.seed, "evaluate")
         limit = job.evaluate.examples
-        self._bank, self._queries = (_sample(len(part), limit, rng) for part in (self._train, self._test))
+        self.bank, self._queries = (_sample(len(part), limit, rng) for part in (self._train, self._test))
 
     @property
     def labelled(self) -> bool:
         """Whether probes are possible."""
         return self._train.targets is not None and self._test.targets is not None
 
+    @property
+    def dim(self) -> int:
+        """How many features the encoder gives."""
+        return int(self._job.encoder.make(self._train.shape)[1])
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of the arrays that are parameters, not buffers."""
+        return [name for name, _ in self._model.named_parameters()]
+
+    def partial(self, keys: Collection[str]) -> set[str]:
+        """The parts of which these are some of the arrays and not all, and the heads on top of one."""
+        names = [name for name, _ in tensors(self._model)]
+        short = {part_of(name) for name in names if name not in keys}
+        first = min([i for i, part in enumerate(CHAIN) if part in short], default=len(CHAIN))
+        return short | set(CHAIN[first:])
+
+    def look(self, arrays: Arrays, keys: Collection[str]) -> Seen:
+        """Pass the examples through a model; each encoder sees each set once.
+
+        Args:
+            arrays: of the whole model.
+            keys: those that are the model's own; the parts of the others are not looked at.
+        """
+        parts = self._load(arrays, keys)
+        sets = ((self._test, self._queries), (self._train, self.bank))
+        queries, bank = (outputs(self._model, self._plain(data, rows), parts) for data, rows in sets)
+        first, second = (outputs(self._model, [view], parts) for view in self._views())
+        return Seen(queries, bank, (first, second))
+
+    def queries(self, arrays: Arrays, keys: Collection[str]) -> Outputs:
+        """As `look`, of the test set alone."""
+        return outputs(self._model, self._plain(self._test, self._queries), self._load(arrays, keys))
+
+    def _load(self, arrays: Arrays, keys: Collection[str]) -> tuple[str, ...]:
+        parts = readable(self._model, keys)
+        load_arrays(self._model, {key: value for key, value in arrays.items() if part_of(key) in parts})
+        return parts
+
+    def _plain(self, data: Any, rows: np.ndarray) -> Iterator[Any]:
+        index = torch.from_numpy(np.ascontiguousarray(rows)).to(data.device)
+        return (self._job.data.augment.plain(data.batch(part)) for part in torch.split(index, _BATCH))
+
     def _features(self, encoder: Mapping[str, np.ndarray], data: Any, rows: np.ndarray) -> Tensor:
         prefix = "encoder."
         load_arrays(self._encoder, {k.removeprefix(prefix): v for k, v in encoder.items() if k.startswith(prefix)})
         return encode(self._encoder, data, rows, self._job.data.augment)
 
-    def _knn(self, bank: Tensor, queries: Tensor) -> float:
+    def knn(self, seen: Seen) -> float:
+        """kNN accuracy of the encoder's features; only of labelled data."""
         return probes.knn(
-            bank.numpy(),
-            self._train.targets[self._bank],
-            queries.numpy(),
+            seen.bank["encoder"].numpy(),
+            self._train.targets[self.bank],
+            seen.queries["encoder"].numpy(),
             self._test.targets[self._queries],
             k=self._job.evaluate.knn_k,
         )
-
-    def merged(self, arrays: Arrays) -> dict[str, float]:
-        """The row of a merged model: kNN accuracy where labels exist, and the collapse diagnostics."""
-        bank = self._features(arrays, self._train, self._bank)
-        queries = self._features(arrays, self._test, self._queries)
-        row = collapse(queries)
-        first, second = self._views(arrays)
-        row["alignment"] = diagnostics.alignment(first, second)
-        if self.labelled:
-            row["knn_accuracy"] = self._knn(bank, queries)
-        return row
 
     def spectrum(self, arrays: Arrays) -> list[float]:
         """Eigenvalues of the feature covariance on the test set, descending."""
         return [float(v) for v in diagnostics.spectrum(self._features(arrays, self._test, self._queries))]
 
-    @torch.inference_mode()
-    def _views(self, arrays: Arrays) -> tuple[Tensor, Tensor]:
+    def _views(self) -> Sequence[Any]:
         generator = seeds.torch_stream(self._job.seed, "evaluate", "views", device=self._device)
         rows = torch.from_numpy(self._queries[:_BATCH]).to(self._device)
-        self._encoder.eval()
-        x = self._test.batch(rows)
-        first, second = (self._encoder(v).float().cpu() for v in self._job.data.augment.views(x, generator, 2))
-        return first, second
-
-    def clients(self, encoders: Sequence[Arrays], merged: Mapping[str, float]) -> dict[str, float]:
-        """Client encoders before the merge: means, their mutual linear CKA, and the merge gap.
-
-        The gap is merged minus mean client: positive where merging helps.
-        """
-        queries, rows = [], []
-        for encoder in encoders:
-            queries.append(self._features(encoder, self._test, self._queries))
-            row = {"rankme": diagnostics.rankme(queries[-1]), "feature_std": diagnostics.feature_std(queries[-1])}
-            if self.labelled:
-                row["knn_accuracy"] = self._knn(self._features(encoder, self._train, self._bank), queries[-1])
-            rows.append(row)
-        out = {f"client_{key}": float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        for key in ("knn_accuracy", "rankme"):
-            if f"client_{key}" in out:
-                out[f"merge_gap_{key.removesuffix('_accuracy')}"] = merged[key] - out[f"client_{key}"]
-        if len(queries) > 1:
-            out["client_cka"] = float(np.mean([diagnostics.linear_cka(a, b) for a, b in combinations(queries, 2)]))
-        return out
+        return self._job.data.augment.views(self._test.batch(rows), generator, 2)
 
     def probe(self, arrays: Arrays) -> dict[str, float]:
         """Linear and few-label probes on the whole labelled data; empty without labels."""
@@ -211,16 +233,6 @@ class _Corrupted:
 
     def batch(self, index: Tensor) -> Tensor:
         return corrupt(self._data.batch(index), *self._how)
-
-
-def collapse(features: Tensor) -> dict[str, float]:
-    """The label-free diagnostics of one feature matrix (N, D)."""
-    return {
-        "rankme": diagnostics.rankme(features),
-        "effective_rank": diagnostics.effective_rank(features),
-        "feature_std": diagnostics.feature_std(features),
-        "uniformity": diagnostics.uniformity(features),
-    }
 
 
 def _sample(n: int, limit: int, rng: np.random.Generator) -> np.ndarray:

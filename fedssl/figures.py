@@ -90,7 +90,8 @@ def points(rows: Sequence[Row], key: str) -> tuple[list[int], list[float]]:
     return [r for r, _ in found], [v for _, v in found]
 
 
-def _line(axes: Axes, rows: Sequence[Row], key: str, index: int, label: str, scale: float = 1.0) -> None:
+def line(axes: Axes, rows: Sequence[Row], key: str, index: int, label: str, scale: float = 1.0) -> None:
+    """Draw one series of rows by round, told apart by colour, marker and dashes."""
     at, values = points(rows, key)
     if not at:
         return
@@ -106,7 +107,8 @@ def _line(axes: Axes, rows: Sequence[Row], key: str, index: int, label: str, sca
     )
 
 
-def _by_round(axes: Axes, ylabel: str) -> None:
+def by_round(axes: Axes, ylabel: str) -> None:
+    """Label axes whose horizontal one counts rounds."""
     axes.set_xlabel("communication round")
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -126,8 +128,8 @@ def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
 def loss_curve(rows: Sequence[Row]) -> Figure:
     """Training loss by round: the mean of the clients, weighted by their examples."""
     figure, axes = new()
-    _line(axes, rows, "loss", 0, "loss")
-    _by_round(axes, "training loss (mean of clients)")
+    line(axes, rows, "loss", 0, "loss")
+    by_round(axes, "training loss (mean of clients)")
     return figure
 
 
@@ -135,11 +137,11 @@ def loss_curve(rows: Sequence[Row]) -> Figure:
 def probe_curve(rows: Sequence[Row], random_encoder: float | None = None) -> Figure:
     """kNN accuracy by round: the merged encoder, the clients' before the merge, and the encoder before training."""
     figure, axes = new()
-    _line(axes, rows, "knn_accuracy", 0, "merged", 100)
-    _line(axes, rows, "client_knn_accuracy", 1, "clients before merging", 100)
+    line(axes, rows, "knn_accuracy", 0, "merged", 100)
+    line(axes, rows, "client_knn_accuracy", 1, "clients before merging", 100)
     if random_encoder is not None:
         axes.axhline(100 * random_encoder, color="#555555", linestyle=":", label="random encoder")
-    _by_round(axes, "kNN accuracy (%)")
+    by_round(axes, "kNN accuracy (%)")
     legend(figure, axes)
     return figure
 
@@ -155,14 +157,14 @@ def collapse_curve(rows: Sequence[Row], dim: int | None = None) -> Figure:
     figure, (upper, lower) = new(4.3, nrows=2, sharex=True)
     scale = math.sqrt(dim) if dim else 1.0
     for axes, key, factor in ((upper, "rankme", 1.0), (lower, "feature_std", scale)):
-        _line(axes, rows, key, 0, "merged", factor)
-        _line(axes, rows, f"client_{key}", 1, "clients before merging", factor)
+        line(axes, rows, key, 0, "merged", factor)
+        line(axes, rows, f"client_{key}", 1, "clients before merging", factor)
         axes.set_ylim(0, 1.12 * max([*(line.get_ydata().max() for line in axes.get_lines()), 1e-6]))
     if dim:
         for axes, limit in ((upper, 0.05 * dim), (lower, 0.1)):
             axes.axhline(limit, color="#555555", linestyle=":", label="alarm below")
     upper.set_ylabel("effective rank (RankMe)" + (f"\nof {dim} dimensions" if dim else ""))
-    _by_round(lower, "feature std · √D\n(1 = even spread)" if dim else "feature std")
+    by_round(lower, "feature std · √D\n(1 = even spread)" if dim else "feature std")
     legend(figure, upper)
     return figure
 
@@ -175,7 +177,7 @@ def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
         values = [v for v in eigenvalues if v is not None and v > 0]
         if values:
             rows = [{"round": at, "value": v / values[0]} for at, v in enumerate(values, 1)]
-            _line(axes, rows, "value", i, plain(name))
+            line(axes, rows, "value", i, plain(name))
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))
     axes.set_xlabel("index of the eigenvalue")
@@ -273,18 +275,18 @@ def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str,
     """
     figure, axes = new(2.6 + 0.17 * len(curves))
     for i, (name, runs) in enumerate(curves.items()):
-        by_round: dict[int, list[float]] = {}
+        by_number: dict[int, list[float]] = {}
         for rows in runs:
             for at, value in zip(*points(rows, key), strict=True):
-                by_round.setdefault(at, []).append(value)
-        everyone = max(map(len, by_round.values()), default=0)  # a round that a run has not reached is left out
-        known = {at: values for at, values in sorted(by_round.items()) if len(values) == everyone}
+                by_number.setdefault(at, []).append(value)
+        everyone = max(map(len, by_number.values()), default=0)  # a round that a run has not reached is left out
+        known = {at: values for at, values in sorted(by_number.items()) if len(values) == everyone}
         means = [{"round": at, key: float(np.mean(values))} for at, values in known.items()]
-        _line(axes, means, key, i, plain(name, 60), scale)
+        line(axes, means, key, i, plain(name, 60), scale)
         if everyone > 1:
             low, high = ([scale * f(values) for values in known.values()] for f in (min, max))
             axes.fill_between(list(known), low, high, color=COLOURS[i % len(COLOURS)], alpha=0.18, linewidth=0)
-    _by_round(axes, label)
+    by_round(axes, label)
     legend(figure, axes, 1)
     return figure
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
 from html import escape
 from typing import NewType
+
+from fedssl.files import number
 
 Html = NewType("Html", str)  # finished markup; a plain str is text and gets escaped
 
@@ -135,13 +136,6 @@ def page(title: str, *children: Html) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{text(title)}</title><style>{CSS}</style></head>\n<body>{''.join(children)}</body></html>\n"
     )
-
-
-def number(value: object) -> float | None:
-    """The value if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def percent(value: object, std: object = None) -> str:

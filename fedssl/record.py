@@ -8,19 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedssl.page import MINUS, NOTHING, decimal, number
+from fedssl.alarms import GAUGE, SPREAD, USED, Alarm, at_end, judge
+from fedssl.files import number
+from fedssl.page import MINUS, NOTHING, decimal
 from fedssl.rundir import RunDirectory
-
-REMEDIES = {
-    "complete collapse": "Nearly all examples get the same features. Likely cause: nothing in the loss keeps features "
-    "apart, or the teacher follows too fast, or training has hardly begun. Use a contrastive or decorrelating method, "
-    "raise the teacher's decay, lower local.lr, or train for more rounds.",
-    "dimensional collapse": "A few directions hold all that the features say. Likely cause: a temperature or an "
-    "augmentation for which that suffices, or clients that drift apart. Use larger batches, fewer local epochs, or a "
-    "method that decorrelates (VICReg, Barlow Twins).",
-    "divergence": "The features are not finite numbers. Likely cause: steps that are too large. Lower local.lr, or set "
-    "local.clip_norm.",
-}
 
 
 @dataclass(frozen=True)
@@ -29,7 +20,7 @@ class Check:
 
     name: str
     sentence: str
-    alarm: str = ""  # a key of REMEDIES, or nothing
+    alarm: str = ""  # its name, or nothing
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,8 @@ class Record:
     probes: Mapping[str, Mapping[str, float]]  # of the encoders that were probed
     spectra: Mapping[str, Sequence[float | None]]
     dim: int | None  # features of the encoder
+    parts: Sequence[Mapping[str, Any]]  # of `collapse.jsonl`: one a round, model and part
+    alarms: Sequence[Alarm]
     payload: Mapping[str, Any]  # what leaves a client
 
     @classmethod
@@ -60,9 +53,12 @@ class Record:
         final, split, manifest, payload = (_read(run, f"{name}.json") for name in names)
         numbers = run.read("summary.json") if run.done else so_far(rows)
         probes = {name: values for name, values in final.get("probes", {}).items() if values}
-        spectra = final.get("spectra", {})
+        spectra, parts, method = final.get("spectra", {}), run.rows("collapse.jsonl"), config.get("method", {})
         dim, path = _dim(config, spectra), run.path.resolve()
-        return cls(path, run.done, config, rows, numbers, manifest, split, probes, spectra, dim, payload)
+        finished = run.done or not parts
+        alarms = at_end(parts, method, numbers, numbers["rounds"], dim) if finished else judge(parts, method)
+        about = (path, run.done, config, rows, numbers, manifest, split, probes, spectra, dim)
+        return cls(*about, parts, alarms, payload)
 
     @property
     def name(self) -> str:
@@ -85,6 +81,12 @@ class Record:
         """The partition with its options."""
         options = self.of("partition")
         return _call(options) if isinstance(options, Mapping) else f"{NOTHING}()"
+
+    @property
+    def lasting(self) -> list[Alarm]:
+        """The alarms that were still raised when last measured."""
+        measured = max((row["round"] for row in self.parts), default=0)
+        return [alarm for alarm in self.alarms if alarm.last >= measured]
 
     @property
     def rank(self) -> float | None:
@@ -123,27 +125,30 @@ def so_far(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def collapse_checks(record: Record) -> list[Check]:
-    """Say of each diagnostic that was measured whether it is healthy, and of clients how they differ."""
-    return [*_features(record.numbers, record.dim), *_clients(so_far(record.rows))]
+    """Say of each diagnostic that was measured whether it is healthy, of clients how they differ, and every alarm."""
+    features = list(_features(record.numbers, record.dim))
+    said = {check.alarm for check in features}
+    alarms = [a for a in record.alarms if not (a.part == "encoder" and a.name in said and a in record.lasting)]
+    return [*features, *_clients(so_far(record.rows)), *_alarms(alarms, record.lasting)]
 
 
 def _features(numbers: Mapping[str, Any], dim: int | None) -> Iterator[Check]:
     std, spread, rank = (number(numbers.get(key)) for key in ("feature_std", "uniformity", "rankme"))
     for key, name in (("feature_std", "Feature spread"), ("uniformity", "Uniformity"), ("rankme", "Effective rank")):
         if key in numbers and number(numbers[key]) is None:
-            yield Check(name, "Alarm: not a finite number.", "divergence")
+            yield Check(name, "Alarm, divergence: not a finite number.", "divergence")
     if std is not None and dim:
         gauge = std * math.sqrt(dim)
-        said = f"{gauge:.2f}, where 1 is an even spread over all {dim} dimensions (alarm below 0.1)."
-        yield _judged("Feature spread", said, gauge < 0.1, "complete collapse")
+        said = f"{gauge:.2f}, where 1 is an even spread over all {dim} dimensions (alarm below {GAUGE:g})."
+        yield _judged("Feature spread", said, gauge < GAUGE, "complete collapse")
     if spread is not None:
-        # For a small spread, uniformity = -2 E d^2 = -4 D std^2: the alarm at a feature spread of 0.1 is one at -0.04.
-        # A stricter one cries wolf: features behind a ReLU share a direction, so even good ones stay near -0.5.
-        scale = f"where 0 is a single point and {MINUS}4 an even cover of the sphere (alarm above {MINUS}0.04)"
-        yield _judged("Uniformity", f"{decimal(spread, 2)}, {scale}.", spread > -0.04, "complete collapse")
+        limit = decimal(SPREAD, 2)
+        scale = f"where 0 is a single point and {MINUS}4 an even cover of the sphere (alarm above {limit})"
+        yield _judged("Uniformity", f"{decimal(spread, 2)}, {scale}.", spread > SPREAD, "complete collapse")
     if rank is not None and dim:
-        said = f"about {rank:.1f} of {dim} dimensions in use, {100 * rank / dim:.0f} % (alarm below 5 %)."
-        yield _judged("Effective rank", said, rank / dim < 0.05, "dimensional collapse")
+        share, limit = (f"{100 * part:.0f} %" for part in (rank / dim, USED))
+        said = f"about {rank:.1f} of {dim} dimensions in use, {share} (alarm below {limit})."
+        yield _judged("Effective rank", said, rank < USED * dim, "dimensional collapse")
 
 
 def _judged(name: str, said: str, bad: bool, collapse: str) -> Check:
@@ -158,3 +163,13 @@ def _clients(latest: Mapping[str, Any]) -> Iterator[Check]:
         points = f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'}"
         level = "level with" if abs(gap) < 0.0005 else points
         yield Check("Merge gap", f"kNN accuracy after merging is {level} the clients' mean before.")
+
+
+def _alarms(alarms: Sequence[Alarm], lasting: Sequence[Alarm]) -> Iterator[Check]:
+    for alarm in alarms:
+        when = f"round {alarm.round}" if alarm.round == alarm.last else f"rounds {alarm.round} to {alarm.last}"
+        name = f"{alarm.name[0].upper()}{alarm.name[1:]}, {alarm.part}"
+        if alarm in lasting:
+            yield Check(name, f"Alarm, {when}: {alarm.found}", alarm.name)
+        else:
+            yield Check(name, f"In {when} and not since: {alarm.found}")

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fedssl import figures, page, payload, retrieval
+from fedssl import collapse_figures, figures, page, payload, retrieval
+from fedssl.alarms import Alarm
 from fedssl.errors import ConfigError, ResumeError
-from fedssl.files import write_text
-from fedssl.page import NOTHING, Html, decimal, number, percent, tag, text
-from fedssl.record import REMEDIES, Check, Record, collapse_checks
+from fedssl.files import number, write_text
+from fedssl.page import NOTHING, Html, decimal, percent, tag, text
+from fedssl.record import Check, Record, collapse_checks
 from fedssl.rundir import NOT_THE_JOB, RunDirectory
 from fedssl.tree import flatten
 
@@ -26,6 +27,10 @@ CAPTIONS = {
     "collapse": "Collapse by round: both curves should stay well above the dotted lines; a fall means that features "
     "shrink to fewer directions.",
     "spectrum": "Spectrum of the features: a slow decline uses many directions, a cliff is dimensional collapse.",
+    "ranks": "Rank by round and part: clients below where they began mean that local training loses directions, merged "
+    "below the clients that merging does.",
+    "spectra": "Spectra over the rounds: curves that sink and get steeper are a collapse as it happens.",
+    "agreement": "Likeness of representations (linear CKA) by round: clients that drift apart fall below 1.",
     "split": "Who holds what: equal columns are an even split, few discs or cells a column a skewed one.",
 }
 COLUMNS = ("linear_accuracy", "knn_accuracy", "one_label_accuracy", "five_labels_accuracy")
@@ -49,9 +54,9 @@ def finish_report(run: RunDirectory) -> Path:
         ResumeError: the run has no finished round, is damaged, or is no run.
     """
     record = _begun(run)
-    pictures = [(p.read_bytes(), CAPTIONS[p.stem]) for p in figures.write_figures(run) if p.suffix == ".svg"]
+    drawn = [*figures.write_figures(run), *collapse_figures.write(record)]
+    pictures = [(p.read_bytes(), CAPTIONS[p.stem]) for p in drawn if p.suffix == ".svg"]
     checks = collapse_checks(record)
-    alarms = sorted({check.alarm for check in checks if check.alarm})
     document = page.page(
         f"{record.name} · fedssl",
         tag(
@@ -59,7 +64,7 @@ def finish_report(run: RunDirectory) -> Path:
             tag("p", text(record.name)),
             tag("h1", text(_headline(record))),
             tag("p", text(_setting(record))),
-            *(tag("p", tag("b", text(f"Alarm: {a}. ")), text(REMEDIES[a]), cls="alarm") for a in alarms),
+            *(_alarm(alarm) for alarm in record.lasting),
         ),
         tag("div", *_tiles(record), cls="tiles"),
         page.section("What the encoder is worth", *_probe_table(record)),
@@ -75,6 +80,11 @@ def finish_report(run: RunDirectory) -> Path:
     )
     write_text(run.path / "report.html", document)
     return run.path / "report.html"
+
+
+def _alarm(alarm: Alarm) -> Html:
+    since = f"Alarm since round {alarm.round}: {alarm.name} ({alarm.part}). "
+    return tag("p", tag("b", text(since)), text(f"{alarm.found} {alarm.cause} {alarm.remedy}"), cls="alarm")
 
 
 def _headline(record: Record) -> str:

@@ -20,6 +20,7 @@ from fedssl.parts import Arrays
 from fedssl.tree import flatten
 
 NOT_THE_JOB = ("engine", "name", "out")  # keys of a configuration that do not change what a run computes
+LOGS = ("metrics.jsonl", "clients.jsonl", "collapse.jsonl")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Checkpoint:
 class RunDirectory:
     """One run's files.
 
-    Every file but the two logs is written to a temporary name and renamed. The logs are cut back to the last
-    checkpoint when a run is resumed, so a row is in them once.
+    Every file but the logs is written to a temporary name and renamed. The logs are cut back to the last checkpoint
+    when a run is resumed, so a row is in them once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,13 +115,20 @@ class RunDirectory:
                 ) from error
             yield
 
-    def log(self, row: Mapping[str, Any], clients: Sequence[Mapping[str, Any]]) -> None:
-        """Append one round to metrics.jsonl and its clients to clients.jsonl.
+    def log(
+        self,
+        row: Mapping[str, Any],
+        clients: Sequence[Mapping[str, Any]],
+        collapse: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Append one round to metrics.jsonl, its clients to clients.jsonl, and what its parts give to collapse.jsonl.
 
         Raises:
             ConfigError: they cannot be written; what a resume finds is cut back to the last checkpoint.
         """
-        for name, rows in (("metrics.jsonl", [row]), ("clients.jsonl", clients)):
+        for name, rows in zip(LOGS, ([row], clients, collapse), strict=True):
+            if not rows:
+                continue
             try:
                 with (self.path / name).open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(finite(r), allow_nan=False) + "\n" for r in rows)
@@ -174,7 +182,7 @@ class RunDirectory:
                 shutil.rmtree(old)
 
     def latest(self) -> Checkpoint | None:
-        """The last checkpoint, with both logs cut back to it; None if there is none yet.
+        """The last checkpoint, with all logs cut back to it; None if there is none yet.
 
         Raises:
             ResumeError: it is damaged.
@@ -183,7 +191,7 @@ class RunDirectory:
         name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.exists() else "000000"
         if not (name.isascii() and name.isdigit()):
             raise ResumeError(f"{pointer} is damaged: start the run anew under another name")
-        for log in ("metrics.jsonl", "clients.jsonl"):
+        for log in LOGS:
             rows = [row for row in self.rows(log) if row["round"] <= int(name)]
             write_text(self.path / log, "".join(json.dumps(row) + "\n" for row in rows))
         if not pointer.exists():

@@ -28,6 +28,10 @@ LAYERS = (
         "schedules",
         "similarity",
         "diagnostics",
+        "collapse",
+        "alarms",
+        "outputs",
+        "movement",
         "corruptions",
         "probes",
         "retrieval",
@@ -39,7 +43,18 @@ LAYERS = (
     },
     {"methods", "decorrelated", "gradient", "client", "privacy"},
     {"job", "setup", "payload", "shards", "rundir", "progress"},
-    {"evaluation", "export", "baselines", "figures", "charts", "page", "record", "report"},
+    {
+        "evaluation",
+        "monitor",
+        "export",
+        "baselines",
+        "figures",
+        "collapse_figures",
+        "charts",
+        "page",
+        "record",
+        "report",
+    },
     {"config"},
     {"flower"},
 )
@@ -88,7 +103,8 @@ def test_imports_follow_the_layers(name: str) -> None:
         if root in ("hydra", "omegaconf"):
             assert module == "fedssl.config" or module.startswith("simulations"), f"{module} imports {root}"
         if root == "matplotlib":
-            assert module in ("fedssl.figures", "fedssl.charts", "fedssl.report"), f"{module} imports matplotlib"
+            drawing = ("fedssl.figures", "fedssl.collapse_figures", "fedssl.charts", "fedssl.report")
+            assert module in drawing, f"{module} imports matplotlib"
         if root == "opacus":
             assert module.startswith("fedssl.privacy"), f"{module} imports opacus"
         if root == "torch" and module.startswith("fedssl.") and runtime and module != "fedssl.seeds":

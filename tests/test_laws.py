@@ -81,6 +81,7 @@ def test_four_rounds_are_two_and_a_kill_and_two(
     resumed = execute(plan(*options, name="broken"))
     assert_same(final_arrays(straight), final_arrays(resumed))
     assert metrics(straight) == metrics(resumed)
+    assert straight.rows("collapse.jsonl") == resumed.rows("collapse.jsonl") != []
     assert [row["round"] for row in resumed.rows("clients.jsonl")] == [
         row["round"] for row in straight.rows("clients.jsonl")
     ]

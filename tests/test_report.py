@@ -212,9 +212,9 @@ def test_names_and_values_are_escaped(make: Make) -> None:
 def test_a_collapsed_run_raises_the_alarm(make: Make) -> None:
     html = read(report.finish_report(make(features=COLLAPSED)))
     assert html.count("Alarm, complete collapse: ") == 2
-    assert "Alarm: complete collapse." in html
+    assert "<b>Alarm since round 4: complete collapse (encoder). </b>" in html
     assert "Likely cause: " in html
-    assert "raise the teacher&#x27;s decay" in html
+    assert "Use a contrastive or decorrelating method" in html
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, instruct, 
 from fedssl.flower.rule import PartRule
 from fedssl.job import Job
 from fedssl.model import layout_of, to_arrays
+from fedssl.monitor import Monitor
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
 from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
@@ -44,6 +45,7 @@ class _Run:
     rundir: RunDirectory
     reporter: Reporter
     evaluator: Evaluator
+    monitor: Monitor
     data: Any
     device: torch.device
     shares: Mapping[str, Share]  # of every array of the model
@@ -108,7 +110,8 @@ def _open(
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
     parameters = layout_of(model, job.method.parts).parameters
-    run = _Run(grid, job, rundir, reporter, evaluator, data, device, shares, parameters, nodes, state_dir)
+    monitor = Monitor(evaluator, parts, job.tree["method"], rundir.rows("collapse.jsonl"))
+    run = _Run(grid, job, rundir, reporter, evaluator, monitor, data, device, shares, parameters, nodes, state_dir)
     return run, point, to_arrays(model)
 
 
@@ -131,13 +134,11 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     job = run.job
     measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
     chosen = cohort(job.federation, job.seed, at)
-    watched = set(chosen[: job.evaluate.clients]) if measured else set()
-    encoders: dict[int, Arrays] = {}
+    watch = run.monitor.watch(at, initial, now, chosen[: job.evaluate.clients]) if measured else None
 
     def keep(client: int, arrays: Arrays) -> None:
-        if client in watched:
-            own = {k: v for k, v in arrays.items() if k.startswith("encoder.")}
-            encoders[client] = initial | now | own | _local_arrays(run, client)
+        if watch is not None:
+            watch.keep(client, arrays, _local_arrays(run, client))
 
     partition_of = {node: p for p, node in run.nodes.items()}
     lacking = partial(untrained, run.data, keys=now)
@@ -149,15 +150,17 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
     row["bytes_down"] = tally.bytes_down
     row["train_seconds"] = time.perf_counter() - started
-    if measured:
-        row |= run.evaluator.merged(initial | merged)
-        if encoders:
-            row |= run.evaluator.clients([encoders[c] for c in sorted(encoders)], row)
+    parts: list[dict[str, Any]] = []
+    if watch is not None:
+        measures, parts = run.monitor.close(watch, merged, tally.rows)
+        row |= measures
     row["seconds"] = time.perf_counter() - started
-    run.rundir.log(row, [{"round": at, **r} for r in tally.rows])
+    run.rundir.log(row, [{"round": at, **r} for r in tally.rows], parts)
     if at % job.checkpoint_every == 0 or at == job.federation.rounds:
         _checkpoint(run, strategy, at, merged, [int(r["client"]) for r in tally.rows])
     run.reporter.round(at, row)
+    for alarm in run.monitor.news(parts):
+        run.reporter.say(alarm.line)
     return merged
 
 
@@ -232,7 +235,7 @@ def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
     rows = rundir.rows()
     last = rows[-1]
     save_encoder(rundir.path, job, run.data.train.shape, arrays)
-    final = evaluator.merged(arrays)
+    final = run.monitor.final(arrays, [key for key, share in run.shares.items() if share is Share.merge])
     started = time.perf_counter()
     probes: dict[str, dict[str, float]] = {}
     spectra = {"federated": evaluator.spectrum(arrays)}
@@ -255,6 +258,7 @@ def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
         **{f"random_encoder_{key}": value for key, value in chance.items() if key.endswith("accuracy")},
         **{f"central_{k}": v for k, v in probes.get("central", {}).items() if k.endswith("accuracy")},
         "epsilon": None,
+        "alarms": [asdict(alarm) for alarm in run.monitor.alarms(final, int(last["round"]))],
         "seconds": float(sum(row["seconds"] for row in rows)),
         "final_seconds": time.perf_counter() - started,
         "bytes_up": int(sum(row["bytes_up"] for row in rows)),

@@ -1,0 +1,83 @@
+"""How far a round of local training moves a model's parts, and how its teacher follows, as a client reports it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedssl.model import Model, pairs
+from fedssl.parts import Part
+
+
+class Movement:
+    """Watches one round of training. Nothing waits for the device before `measures`.
+
+    Costs two copies of what a teacher follows and one of the other trained parts.
+
+    Args:
+        model: as the round begins.
+        parts: of the method.
+    """
+
+    def __init__(self, model: Model, parts: Sequence[Part]) -> None:
+        self._model = model
+        self._followers = [part for part in parts if part.follows]
+        watched = [part.name for part in parts if part.trainable or part.follows]
+        self._start = {name: _copies(_parameters(model[name])) for name in watched}
+        self._before: dict[str, list[Tensor]] = {}
+
+    def before_following(self) -> None:
+        """Remember where the teacher is; called after the optimiser's last step and before the teacher's."""
+        self._before = {part.name: _copies(a for a, _ in _followed(self._model, part)) for part in self._followers}
+
+    @torch.no_grad()
+    def measures(self) -> dict[str, float]:
+        """The numbers, by name.
+
+        PART_moved is how far a part moved in the round, relative to its norm at the start. For a teacher,
+        TEACHER_gap is its distance from what it follows, relative to the norm of that (0: it is the student), and
+        TEACHER_step the share of that distance that its last step covered (1 - decay; 0 where there was none).
+        """
+        found: dict[str, Tensor] = {}
+        for name, start in self._start.items():
+            end = list(_parameters(self._model[name]))
+            found[f"{name}_moved"] = _ratio(_distance(end, start), _norm(start))
+        for part in self._followers:
+            teacher, student = (list(side) for side in zip(*_followed(self._model, part), strict=True))
+            found[f"{part.name}_gap"] = _ratio(_distance(teacher, student), _norm(student))
+            before = self._before.get(part.name, teacher)
+            found[f"{part.name}_step"] = _ratio(_distance(teacher, before), _distance(student, before))
+        return {name: value.item() for name, value in found.items()}
+
+
+def _parameters(module: nn.Module) -> Iterator[Tensor]:
+    return (p for p in module.parameters() if p.is_floating_point())
+
+
+def _followed(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+    """(teacher's, student's) parameters; buffers, such as batch statistics, have a life of their own."""
+    return (pair for pair in pairs(model, part) if isinstance(pair[1], nn.Parameter) and pair[1].is_floating_point())
+
+
+def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def _norm(a: Sequence[Tensor]) -> Tensor:
+    return _length(x.detach() for x in a)
+
+
+def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    return _length(x.detach() - y for x, y in zip(a, b, strict=True))
+
+
+def _length(tensors: Iterable[Tensor]) -> Tensor:
+    squares = [x.float().square().sum() for x in tensors]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where nothing is left to divide by."""
+    return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), torch.zeros_like(a))
