@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -37,11 +38,22 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     title: str = ""
+    shaded: bool = False  # curves of one kind in order, such as rounds: from dark to light, without markers
 
 
 @styled
-def chart(panels: Sequence[Panel]) -> Figure:
-    """Panels below each other; one legend above all where it fits all, else one above each."""
+def chart(panels: Sequence[Panel | Sequence[Panel]]) -> Figure:
+    """Panels below each other, or rows of panels side by side.
+
+    One legend above all where it fits all, else one above each.
+    """
+    if any(not isinstance(panel, Panel) for panel in panels):
+        return _grid([[panel] if isinstance(panel, Panel) else panel for panel in panels])
+    return _column([panel for panel in panels if isinstance(panel, Panel)])
+
+
+def _column(panels: Sequence[Panel]) -> Figure:
+    """Panels below each other."""
     names = [[*panel.lines, *panel.bars, *panel.levels, *panel.marks] for panel in panels]
     most = max(names, key=len)
     shared = all(set(own) <= set(most) for own in names)
@@ -64,6 +76,24 @@ def chart(panels: Sequence[Panel]) -> Figure:
     return figure
 
 
+def _grid(rows: Sequence[Sequence[Panel]]) -> Figure:
+    """Rows of panels as wide as a page; equal vertical labels share their axis, equal names a legend on the left."""
+    figure, _ = new(2.5 * len(rows))
+    figure.clear()
+    figure.set_figwidth(7.2)
+    for row, part in zip(rows, figure.subfigures(len(rows), 1, squeeze=False)[:, 0], strict=True):
+        shared = len({panel.y for panel in row}) == 1
+        named: set[str] = set()
+        for panel, axes in zip(row, part.subplots(1, len(row), sharey=shared, squeeze=False)[0], strict=True):
+            _draw(panel, axes)
+            axes.set_ylabel("" if shared and named else panel.y)
+            handles, labels = axes.get_legend_handles_labels()
+            if len(labels) > 1 and set(labels) != named:
+                axes.legend(handles, labels, handlelength=1.6, labelspacing=0.3, loc="best")
+            named = set(labels)
+    return figure
+
+
 def _columns(names: Sequence[str]) -> int:
     """Of a legend: two where both fit beside each other."""
     half = -(-len(names) // 2)
@@ -81,6 +111,9 @@ def _draw(panel: Panel, axes: Axes) -> None:
             "markevery": max(1, len(line.x) // 12) if line.joined else 1,
             "label": plain(name),
         }
+        if panel.shaded:
+            style |= {"color": colormaps["viridis"](0.9 * i / max(1, len(panel.lines) - 1)), "marker": "none",
+                      "linestyle": "-"}  # fmt: skip
         if line.error is None:
             axes.plot(line.x, line.y, **style)
         else:

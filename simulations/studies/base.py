@@ -29,7 +29,7 @@ class Outcome:
     """What a study leaves behind."""
 
     table: Sequence[Row]  # one row a setting, all with the same keys
-    charts: Mapping[str, Sequence[Panel]]  # file name -> panels below each other
+    charts: Mapping[str, Sequence[Panel | Sequence[Panel]]]  # file name -> panels, or rows of them, below each other
     findings: Sequence[Finding]
 
 
