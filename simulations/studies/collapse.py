@@ -42,10 +42,10 @@ class Collapse:
 
     tiny: bool = False
     seeds: int = 3
-    families: tuple[str, ...] = ("SimSiam", "FedBYOL", "VICReg", "SimCLR", "one class")
+    families: tuple[str, ...] = ("SimSiam", "FedBYOL", "VICReg", "SimCLR", "BYOL, IID")
     clients: int = 5
     classes: int = 2
-    rounds: int = 20
+    rounds: int = 16
     every: int = 2
     epochs: int = 2
     lr: float = 0.005
@@ -69,10 +69,12 @@ class Collapse:
         decay = (
             (f"method.decay={self.decay}", "method.decay_schedule=constant") if "method=byol" in case.options else ()
         )
+        skewed = ("partition=pathological", f"partition.classes_per_client={self.classes}")
+        split = () if "partition=iid" in case.options else skewed
         return (
             "data=digits", "device=cpu", "evaluate.final=false", f"evaluate.every={self.every}", "evaluate.clients=2",
             "evaluate.examples=500", f"federation.clients={self.clients}", f"federation.rounds={self.rounds}",
-            "partition=pathological", f"partition.classes_per_client={self.classes}", f"local.epochs={self.epochs}",
+            *split, f"local.epochs={self.epochs}",
             f"local.batch_size={self.batch_size}", f"local.lr={self.lr}", "local.warmup=0", *decay, *case.options,
         )  # fmt: skip
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from simulations.studies.federated.ablations import FreeBYOL
 
-FREE = f"method._target_={FreeBYOL.__module__}.{FreeBYOL.__name__}"
-ONE = ("partition.classes_per_client=1", "federation.clients=10")
 HEALTHY, FAILURE, REMEDY = "healthy", "failure", "remedy"
 
 
@@ -33,37 +31,46 @@ class Case:
     survives: bool = False
 
 
-def _healthy(family: str, *options: str) -> Case:
-    return Case(family, HEALTHY, options)
+SIMSIAM, BYOL, VICREG, SIMCLR = (f"method={name}" for name in ("simsiam", "byol", "vicreg", "simclr"))
+FREE = f"method._target_={FreeBYOL.__module__}.{FreeBYOL.__name__}"
+TEN = "federation.clients=10"
+SKEWED = (BYOL, TEN, "partition.classes_per_client=1")  # under FedAvg, which updates both networks
 
 
 def _failure(family: str, *options: str, fact: str = "", survives: bool = False) -> Case:
     return Case(family, FAILURE, options, family, fact, survives)
 
 
-def _remedy(family: str, twin: str, *options: str) -> Case:
-    return Case(family, REMEDY, options, twin)
+def _saved(*options: str) -> Case:
+    return Case("BYOL, IID", REMEDY, (*SKEWED, *options), "one class a client")
 
 
-SIMSIAM, BYOL, VICREG, SIMCLR = (f"method={name}" for name in ("simsiam", "byol", "vicreg", "simclr"))
 CASES: Mapping[str, Case] = {
-    "SimSiam": _healthy("SimSiam", SIMSIAM),
+    "SimSiam": Case("SimSiam", HEALTHY, (SIMSIAM,)),
     "no stop-gradient": _failure("SimSiam", SIMSIAM, "method.stop_gradient=false"),
     "no predictor": _failure("SimSiam", SIMSIAM, "method.predictor=false"),
-    "no stop-gradient, FedDecorr": _remedy(
-        "SimSiam", "no stop-gradient", SIMSIAM, "method.stop_gradient=false", "local.decorrelation=0.1"
+    "no stop-gradient, FedDecorr": Case(
+        "SimSiam", REMEDY, (SIMSIAM, "method.stop_gradient=false", "local.decorrelation=0.1"), "no stop-gradient"
     ),
-    "FedBYOL": _healthy("FedBYOL", BYOL, "strategy=fedbyol"),
+    "FedBYOL": Case("FedBYOL", HEALTHY, (BYOL, "strategy=fedbyol")),
     "no EMA, no stop-gradient": _failure("FedBYOL", BYOL, FREE, fact="ii"),
     "target only": _failure("FedBYOL", BYOL, "strategy=fedbyol_online_target", fact="i"),
     "target only, own predictor": _failure("FedBYOL", BYOL, "strategy=fedbyol_online_target_local", fact="i"),
     "both": _failure("FedBYOL", BYOL, "strategy=fedbyol_online_both", fact="i", survives=True),
     "both, own predictor": _failure("FedBYOL", BYOL, "strategy=fedbyol_online_both_local", fact="i"),
-    "both, FedEMA's blend": _remedy("FedBYOL", "both", BYOL, "strategy=fedema"),
-    "both, FedDecorr": _remedy("FedBYOL", "both", BYOL, "strategy=fedbyol_online_both", "local.decorrelation=0.1"),
-    "VICReg": _healthy("VICReg", VICREG),
+    "ten epochs a round": _failure("FedBYOL", BYOL, "strategy=fedbyol", "local.epochs=10", "federation.rounds=4"),
+    "VICReg": Case("VICReg", HEALTHY, (VICREG,)),
     "no variance": _failure("VICReg", VICREG, "method.variance=0"),
     "no covariance": _failure("VICReg", VICREG, "method.covariance=0"),
-    "SimCLR": _healthy("SimCLR", SIMCLR),
+    "SimCLR": Case("SimCLR", HEALTHY, (SIMCLR,)),
     "temperature 5": _failure("SimCLR", SIMCLR, "method.temperature=5"),
+    "BYOL, IID": Case("BYOL, IID", HEALTHY, (BYOL, TEN, "partition=iid")),
+    "one class a client": _failure("BYOL, IID", *SKEWED),
+    "three of ten a round": _failure("BYOL, IID", *SKEWED, "federation.fraction=0.3"),
+    "all ten a round": Case("BYOL, IID", REMEDY, SKEWED, "three of ten a round"),
+    "teacher stays (FedBYOL)": _saved("strategy=fedbyol"),
+    "blend (FedEMA)": _saved("strategy=fedema"),
+    "FedDecorr": _saved("local.decorrelation=0.1"),
+    "heads with group norm": _saved("method.norm=group"),
+    "heads with layer norm": _saved("method.norm=layer"),
 }
