@@ -46,13 +46,15 @@ class NonIID:
         even: the split that is no skew.
         full: every combination of methods, strategies, skews and counts instead.
         rounds: of all runs.
+        epochs: of local training.
+        lr: high, so that as few steps lead far; not the baseline's.
         batch_size: small, so that clients take many steps.
         decay: of BYOL's teacher, whose window 1 / (1 - m) should be a small part of a client's steps.
         rates: learning rates of the supervised baseline, of which the best is taken; empty: no baseline.
     """
 
     tiny: bool = False
-    seeds: int = 5
+    seeds: int = 4
     method: str = "byol"
     strategy: str = "fedavg"
     skew: str = "2 classes"
@@ -64,9 +66,11 @@ class NonIID:
     crossed: tuple[str, ...] = (BOTH, ONLINE, EMA)
     even: str = "iid"
     full: bool = False
-    rounds: int = 20
+    rounds: int = 16
+    epochs: int = 2
+    lr: float = 0.005
     batch_size: int = 32
-    decay: float = 0.9
+    decay: float = 0.97
     rates: tuple[float, ...] = (0.0005, 0.002, 0.008)
 
     def run(self, bench: Bench) -> Outcome:
@@ -85,6 +89,7 @@ class NonIID:
             skews=tuple(name for name in self.skews if name in (self.even, self.skew)),
             crossed=(BOTH, ONLINE),
             rounds=min(3, self.rounds),
+            epochs=1,
         )
 
     @cached_property
@@ -107,7 +112,8 @@ class NonIID:
         every = max(1, self.rounds // 4)
         return (
             "data=digits", "device=cpu", "evaluate.final=false", f"evaluate.every={every}", *cell.options, *own,
-            f"federation.rounds={self.rounds}", f"local.batch_size={self.batch_size}", "local.warmup=0",
+            f"federation.rounds={self.rounds}", f"local.epochs={self.epochs}", f"local.lr={self.lr}",
+            f"local.batch_size={self.batch_size}", "local.warmup=0",
         )  # fmt: skip
 
     def _outcome(self, bench: Bench) -> Outcome:
