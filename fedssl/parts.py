@@ -17,9 +17,9 @@ class Share(StrEnum):
     """Who owns a part between rounds."""
 
     merge = auto()  # sent to the server, merged there, returned with the next instruction
-    received = auto()  # made by the server, comes with every instruction, is never sent back
     local = auto()  # stays on the client, in its Context.state
     derived = auto()  # rebuilt by the client from the parts it follows: 0 bytes
+    received = auto()  # made by the server, comes with every instruction, is never sent back
 
     @property
     def comes(self) -> bool:

@@ -46,6 +46,10 @@ class Workshop:
             raise ConfigError("the strategy trains on public examples and there are none: add data@public=NAME")
         return self.public
 
+    def student(self) -> Arrays:
+        """The arrays of encoder and projector as they are now."""
+        return {key: value for key, value in to_arrays(self.model).items() if part_of(key) in STUDENT}
+
     def every(self) -> Tensor:
         """The positions of all public examples, on the device."""
         return torch.arange(len(self.examples), device=next(self.model.parameters()).device)
@@ -107,7 +111,7 @@ def teach(workshop: Workshop, start: Arrays, target: Tensor, lesson: Lesson, at:
 
     Args:
         workshop: the model, and the public examples.
-        start: the arrays of its encoder and projector to begin with; none: the initial ones.
+        start: all arrays of its encoder and projector to begin with.
         target: (P, P), rows with the sum 1.
         lesson: the options.
         at: the round, which names the random numbers.
@@ -138,8 +142,7 @@ def teach(workshop: Workshop, start: Arrays, target: Tensor, lesson: Lesson, at:
         commit_statistics(student)
         discard_statistics(follower)
         _follow(follower, student, lesson.momentum)
-    learnt = {key: value for key, value in to_arrays(model).items() if part_of(key) in STUDENT}
-    return learnt, keys_of(student, public, every, augment).cpu().numpy()
+    return workshop.student(), keys_of(student, public, every, augment).cpu().numpy()
 
 
 @torch.no_grad()

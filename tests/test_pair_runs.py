@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import company, assert_same, execute, final_arrays, tiny
+from conftest import assert_same, company, execute, final_arrays, tiny
 from test_pairs import SHAPE, VIEWS, generator, pair, table
 
 from fedssl import config, retrieval

@@ -63,11 +63,10 @@ class FedCA(PartStrategy):
         """The mean of the networks, and the next dictionary."""
         weights = [update.weight for update in updates]
         merged = {**now, **rules.weighted_mean([update.arrays for update in updates], weights), SENT: now[SENT]}
-        if DICTIONARY in now:
-            merged[DICTIONARY] = now[DICTIONARY].copy()
-            for update in updates:
-                block = rules.refreshed_rows(now[DICTIONARY][update.client], update.arrays[SENT], self.momentum)
-                merged[DICTIONARY][update.client] = block
+        merged[DICTIONARY] = now[DICTIONARY].copy()
+        for update in updates:
+            block = rules.refreshed_rows(now[DICTIONARY][update.client], update.arrays[SENT], self.momentum)
+            merged[DICTIONARY][update.client] = block
         return merged
 
     def receive(self, now: Arrays, own: Own, at: int, layout: Layout) -> tuple[Arrays, Memo]:

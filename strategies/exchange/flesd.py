@@ -65,8 +65,8 @@ class FLESD(PartStrategy):
         return self.learnt
 
     def prepare(self, workshop: Workshop) -> None:
-        """Keep it for every merge."""
-        self._workshop = workshop
+        """Keep it for every merge; the student begins as the model does."""
+        self._workshop, self.learnt = workshop, workshop.student()
 
     def begin(self, now: Arrays) -> Arrays:
         """The initial values: there is nothing to say yet."""
@@ -76,8 +76,10 @@ class FLESD(PartStrategy):
         """Teach the student, and let it project the public examples."""
         sent = [update.arrays for update in updates]
         merged = {**now, **rules.weighted_mean(sent, [update.weight for update in updates])}  # parts shared by hand
-        if PUBLIC not in now or self._workshop is None:
-            return merged
+        if self._workshop is None:
+            raise ConfigError(
+                "FLESD was given no model to train: only fedssl's own round loop prepares it, run it there"
+            )
         target = ensemble([arrays[PUBLIC] for arrays in sent], self.temperature, self.top)
         lesson = Lesson(self.temperature, self.epochs, self.batch_size, self.lr, self.momentum)
         self.learnt, merged[PUBLIC] = teach(self._workshop, self.learnt, target, lesson, self._at)
