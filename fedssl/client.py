@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from fedssl.diagnostics import feature_std
 from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
 from fedssl.method import Augment, Batch, Examples, LossOutput, MultiCrop, SSLMethod, Step
-from fedssl.model import Model
+from fedssl.model import Model, derive
 from fedssl.movement import Movement
 from fedssl.norms import commit_statistics, discard_statistics
 
@@ -139,6 +140,8 @@ def fit(
     trainable = [p for p in model.parameters() if p.requires_grad]
     model.train()
     discard_statistics(model)
+    derive(model, method.parts, [f"{part.name}." for part in method.parts if part.frozen])
+    readings = seeds.stream(seed, *path, "public")
     method.after_merge(model, data, public, augment, Step(round, rounds, 0, len(batches)))
     movement = Movement(model, method.parts)
     totals, seen, features = {"loss": torch.zeros((), device=device)}, 0, None
@@ -151,8 +154,9 @@ def fit(
         if method.local_views and isinstance(augment, MultiCrop):
             views += augment.local_views(examples, pixels, method.local_views)
         optimizer.zero_grad(set_to_none=True)
+        batch = beside(Batch(views, index), method, public, augment, readings)
         with torch.autocast(device.type, torch.bfloat16, enabled=local.precision == "bf16"):
-            out = gradient.backward(method, model, Batch(views, index), step, noise)
+            out = gradient.backward(method, model, batch, step, noise)
         if pull is not None:
             pull.apply()
         if local.clip_norm is not None:
@@ -177,6 +181,16 @@ def fit(
     measures |= {k: v.item() for k, v in method.before_upload(model, data, public, augment, summaries).items()}
     std = feature_std(features.float()) if features is not None else 0.0
     return FitResult(n, len(batches), loss, std, measures | movement.measures())
+
+
+def beside(
+    batch: Batch, method: SSLMethod, public: Examples | None, augment: Augment, rng: np.random.Generator
+) -> Batch:
+    """The batch with as many public examples beside it as the method's loss reads, or all if there are fewer."""
+    if public is None or not (method.reads_public and method.public_batch):
+        return batch
+    rows = torch.from_numpy(rng.permutation(len(public))[: method.public_batch]).to(batch.index.device)
+    return replace(batch, public=augment.plain(public.batch(rows)), public_index=rows)
 
 
 def scalars(out: LossOutput) -> dict[str, Tensor]:

@@ -110,8 +110,10 @@ def compose(overrides: Sequence[str]) -> Plan:
 
 
 def relax(overrides: Sequence[str]) -> list[str]:
-    """Let `strategy.share.teacher=local` add its key: which parts exist is known to the method, not to the yaml."""
-    return [f"++{text}" if text.startswith(("strategy.share", "strategy.parts")) else text for text in overrides]
+    """Let `strategy.share.teacher=local` and `encoder@encoders.a=conv4` add keys that no yaml can list."""
+    free = {"strategy.share": "++", "strategy.parts": "++", "encoder@encoders.": "+"}
+    signs = [next((sign for start, sign in free.items() if text.startswith(start)), "") for text in overrides]
+    return [sign + text for sign, text in zip(signs, overrides, strict=True)]
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:

@@ -16,7 +16,7 @@ from fedssl.job import Job
 from fedssl.method import Augment
 from fedssl.modalities.pairs import SIDES
 from fedssl.modalities.timeseries import Statistics
-from fedssl.model import load_arrays, tensors, to_arrays
+from fedssl.model import Model, load_arrays, tensors, to_arrays
 from fedssl.outputs import CHAIN, Outputs, outputs, readable
 from fedssl.parts import Arrays, part_of
 from fedssl.setup import build_model
@@ -49,7 +49,7 @@ class Seen:
 
 
 class Evaluator:
-    """Measures models of one job; holds one model and the data, both on the job's device.
+    """Measures models of one job; holds one of each architecture and the data, all on the job's device.
 
     Args:
         job: what is evaluated.
@@ -63,7 +63,8 @@ class Evaluator:
     def __init__(self, job: Job, data: Any, device: torch.device) -> None:
         self._job, self._device = job, device
         self._train, self._test = data.train, data.test
-        self._model = build_model(job, self._train.shape).to(device)
+        self._models: dict[str, Model] = {}  # by the name of their encoder in `encoders`, the server's own by ""
+        self._model = self._model_of(None)
         self._encoder: nn.Module = self._model["encoder"]
         rng = seeds.stream(job.seed, "evaluate")
         limit = job.evaluate.examples
@@ -91,27 +92,30 @@ class Evaluator:
         first = min([i for i, part in enumerate(CHAIN) if part in short], default=len(CHAIN))
         return short | set(CHAIN[first:])
 
-    def look(self, arrays: Arrays, keys: Collection[str]) -> Seen:
+    def look(self, arrays: Arrays, keys: Collection[str], client: int | None = None) -> Seen:
         """Pass the examples through a model; each encoder sees each set once.
 
         Args:
             arrays: of the whole model.
             keys: those that are the model's own; the parts of the others are not looked at.
+            client: whose model, where clients have encoders of their own; None: the server's.
         """
-        parts = self._load(arrays, keys)
+        model = self._model_of(client)
+        parts = _load(model, arrays, keys)
         sets = ((self._test, self._queries), (self._train, self.bank))
-        queries, bank = (outputs(self._model, self._plain(data, rows), parts) for data, rows in sets)
-        first, second = (outputs(self._model, [view], parts) for view in self._views())
+        queries, bank = (outputs(model, self._plain(data, rows), parts) for data, rows in sets)
+        first, second = (outputs(model, [view], parts) for view in self._views())
         return Seen(queries, bank, (first, second))
 
     def queries(self, arrays: Arrays, keys: Collection[str]) -> Outputs:
-        """As `look`, of the test set alone."""
-        return outputs(self._model, self._plain(self._test, self._queries), self._load(arrays, keys))
+        """As `look` at the server's model, of the test set alone."""
+        return outputs(self._model, self._plain(self._test, self._queries), _load(self._model, arrays, keys))
 
-    def _load(self, arrays: Arrays, keys: Collection[str]) -> tuple[str, ...]:
-        parts = readable(self._model, keys)
-        load_arrays(self._model, {key: value for key, value in arrays.items() if part_of(key) in parts})
-        return parts
+    def _model_of(self, client: int | None) -> Model:
+        name = self._job.encoder_name(client)
+        if name not in self._models:
+            self._models[name] = build_model(self._job, self._train.shape, client=client).to(self._device)
+        return self._models[name]
 
     def _plain(self, data: Any, rows: np.ndarray) -> Iterator[Any]:
         index = torch.from_numpy(np.ascontiguousarray(rows)).to(data.device)
@@ -233,6 +237,13 @@ class _Corrupted:
 
     def batch(self, index: Tensor) -> Tensor:
         return corrupt(self._data.batch(index), *self._how)
+
+
+def _load(model: Model, arrays: Arrays, keys: Collection[str]) -> tuple[str, ...]:
+    """Fill those parts of a model that can be read where these keys are known, and name them."""
+    parts, own = readable(model, keys), {name for name, _ in tensors(model)}
+    load_arrays(model, {key: value for key, value in arrays.items() if part_of(key) in parts and key in own})
+    return parts
 
 
 def _sample(n: int, limit: int, rng: np.random.Generator) -> np.ndarray:

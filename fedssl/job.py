@@ -104,7 +104,7 @@ class Job:
         "baselines": bool,
         "checkpoint_every": int,
     }
-    OPTIONAL = ("public",)  # null, or examples that everybody may read
+    OPTIONAL = ("public", "encoders")  # null, or examples that everybody may read; null, or encoders of clients
     GROUPS = ("method", "encoder", "data", "partition", "strategy", "privacy", "compression")
     SECTIONS = ("local", "federation", "evaluate", "payload")
 
@@ -144,6 +144,24 @@ class Job:
     def encoder(self) -> Any:
         """The encoder's description; `.make(shape)` builds the network."""
         return build(self.tree["encoder"], "encoder")
+
+    @cached_property
+    def encoders(self) -> dict[str, Any]:
+        """The encoders that are dealt to the clients in turn, by name in order; empty: all have `encoder`."""
+        named = self.tree.get("encoders") or {}
+        if not isinstance(named, Mapping):
+            raise ConfigError("encoders is no table of names: give each a name of its own, encoder@encoders.a=conv4")
+        return {name: build(named[name], f"encoders.{name}") for name in sorted(named)}
+
+    def encoder_of(self, client: int | None) -> Any:
+        """The description of a client's encoder, or of the server's for None."""
+        name = self.encoder_name(client)
+        return self.encoders[name] if name else self.encoder
+
+    def encoder_name(self, client: int | None) -> str:
+        """Which of `encoders` a client has; empty for the server's own, which all have without that section."""
+        names = list(self.encoders)
+        return names[client % len(names)] if names and client is not None else ""
 
     @cached_property
     def data(self) -> Source:
@@ -211,7 +229,7 @@ class Job:
         Raises:
             ConfigError: for the first option that does not fit.
         """
-        _ = self.method, self.encoder, self.data, self.partition, self.gradient
+        _ = self.method, self.encoder, self.encoders, self.data, self.partition, self.gradient
         _ = self.local, self.federation, self.evaluate, self.consent, self.compression
         if self.tree.get("public") is not None:
             build(self.tree["public"], "public")
@@ -248,6 +266,7 @@ class Job:
             raise ConfigError(f"method.local_views crops, which {data} cannot: use method.local_views=0")
         if self.method.reads_public and self.tree.get("public") is None:
             raise ConfigError(f"{method} as configured reads public examples and there are none: add data@public=NAME")
+        self._check_others(data, modality)
         self._check_summaries(method, self._word("strategy"))
 
     def _check_summaries(self, method: str, strategy: str) -> None:
@@ -278,6 +297,18 @@ class Job:
                     f"the central baseline has no server to set {part.name!r}, without which {method} is another "
                     "method: use baselines=false"
                 )
+
+    def _check_others(self, data: str, modality: str) -> None:
+        """Refuse encoders of clients that read something else, and public examples that are the clients' own."""
+        for name, encoder in self.encoders.items():
+            if encoder.modality != modality:
+                raise ConfigError(
+                    f"encoders.{name} reads {encoder.modality} and {data} gives {modality}: choose another encoder"
+                )
+        if self.method.public_limit is not None and self.tree.get("public") == self.tree["data"]:
+            raise ConfigError(
+                "data@public names the clients' own examples, which would be public then: choose others of their shape"
+            )
 
     def _word(self, group: str) -> str:
         return str(self.tree[group]["_target_"]).rpartition(".")[2]

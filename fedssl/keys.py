@@ -93,15 +93,26 @@ class KeyBank(nn.Module):
 
 
 @torch.no_grad()
-def keys_of(encoder: nn.Module, examples: Examples, index: Tensor, augment: Augment) -> Tensor:
-    """(N, D) keys of these examples at length 1, from views without augmentation, in the encoder's present mode.
+def outputs_of(encoder: nn.Module, examples: Examples, index: Tensor, augment: Augment) -> Tensor:
+    """(N, D) an encoder's outputs for these examples, from views without augmentation, in its present mode.
 
     Pieces are of nearly equal size, so that batch normalisation never meets a single example at the end.
     """
     pieces = torch.tensor_split(index, max(1, -(-len(index) // _PIECE)))
-    keys = [F.normalize(encoder(augment.plain(examples.batch(piece))).float(), dim=1) for piece in pieces]
+    outputs = [encoder(augment.plain(examples.batch(piece))).float() for piece in pieces]
     discard_statistics(encoder)
-    return torch.cat(keys)
+    return torch.cat(outputs)
+
+
+def keys_of(encoder: nn.Module, examples: Examples, index: Tensor, augment: Augment) -> Tensor:
+    """(N, D) keys: `outputs_of` at length 1."""
+    return F.normalize(outputs_of(encoder, examples, index, augment), dim=1)
+
+
+def spread(total: int, limit: int | None) -> Tensor:
+    """(min(total, limit),) int64, positions in [0, total) at even distances; all of them without a limit."""
+    count = total if limit is None else min(total, limit)
+    return torch.arange(count) * total // max(1, count)
 
 
 def check_on_merge(value: str) -> None:

@@ -21,6 +21,8 @@ class Batch:
 
     views: Sequence[View]  # differently augmented versions of the same B examples
     index: Tensor  # (B,) int64: position of each example in the client's own data set
+    public: View | None = None  # public examples without augmentation, as many as the method's `public_batch`
+    public_index: Tensor | None = None  # int64: their positions among the public examples, each at most once
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Sizes:
     dim: int  # of the encoder's features
     examples: int  # of this client, for parts with one entry an example; 0 on the server
     shape: tuple[Any, ...]  # of one example: (C, H, W), (C, T), (F,) for graphs; two of them for pairs
+    clients: int = 1  # of the federation
+    public: int = 0  # public examples that the method reads
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class SSLMethod(Protocol):
 
     @property
     def reads_public(self) -> bool:
-        """Whether `after_merge` needs public examples."""
+        """Whether it needs public examples, which are none of a client's own."""
         return False
 
     @property
@@ -117,6 +121,16 @@ class SSLMethod(Protocol):
         A part among them is no mean of weights: only a strategy that says it needs it may merge it.
         """
         return ()
+
+    @property
+    def public_limit(self) -> int | None:
+        """How many public examples it reads at most, spread evenly over all that there are; None: all."""
+        return None
+
+    @property
+    def public_batch(self) -> int:
+        """How many of them the loss of each batch reads; 0: none."""
+        return 0
 
     @property
     def views(self) -> int:

@@ -37,7 +37,7 @@ def layout_of(model: nn.Module, parts: Sequence[Part]) -> Layout:
     return Layout(
         parameters=frozenset(name for name, _ in model.named_parameters()),
         kernels=frozenset(f"{prefix}.weight" for prefix in convolutions),
-        follows={part.name: part.follows for part in parts if part.follows},
+        follows={part.name: part.follows for part in parts if part.teaches},
     )
 
 

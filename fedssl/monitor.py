@@ -16,7 +16,7 @@ from fedssl.alarms import Alarm, at_end, judge
 from fedssl.collapse import WeightLog, by_client, describe, likeness
 from fedssl.evaluation import Evaluator, Seen
 from fedssl.outputs import Outputs
-from fedssl.parts import Arrays
+from fedssl.parts import Arrays, part_of
 
 Row = dict[str, Any]
 Parts = dict[str, Row]  # part -> its measures
@@ -47,8 +47,8 @@ class Watch:
     def keep(self, client: int, arrays: Arrays, local: Arrays) -> None:
         """Take note of a client's update, and of what stays at home where that is known."""
         self.weights.add(client, arrays)
-        if client in self.watched:
-            own = arrays | local
+        own = arrays | local
+        if client in self.watched and any(part_of(key) == "encoder" for key in own):
             self.kept[client] = (self.initial | self.now | own, own.keys())
 
 
@@ -107,7 +107,7 @@ class Monitor:
         before = self._evaluator.queries(watch.initial | watch.now, merged.keys())
         partial = self._evaluator.partial(merged.keys())
         after = self._evaluator.look(watch.initial | merged, merged.keys())
-        clients = {client: self._evaluator.look(*watch.kept.pop(client)) for client in sorted(watch.kept)}
+        clients = {client: self._evaluator.look(*watch.kept.pop(client), client) for client in sorted(watch.kept)}
         mine, theirs = self._parts(after), {client: self._parts(seen, client) for client, seen in clients.items()}
         for part, features in before.items():
             mine[part]["cka_round"] = diagnostics.linear_cka(features, after.queries[part])

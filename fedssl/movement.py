@@ -23,8 +23,8 @@ class Movement:
 
     def __init__(self, model: Model, parts: Sequence[Part]) -> None:
         self._model = model
-        self._followers = [part for part in parts if part.follows]
-        watched = [part.name for part in parts if part.trainable or part.follows]
+        self._followers = [part for part in parts if part.teaches]
+        watched = [part.name for part in parts if part.trainable or part.teaches]
         self._start = {name: _copies(_parameters(model[name])) for name in watched}
         self._before: dict[str, list[Tensor]] = {}
 

@@ -19,6 +19,12 @@ class Share(StrEnum):
     merge = auto()  # sent to the server, merged there, returned with the next instruction
     local = auto()  # stays on the client, in its Context.state
     derived = auto()  # rebuilt by the client from the parts it follows: 0 bytes
+    received = auto()  # made by the server, comes with every instruction, is never sent back
+
+    @property
+    def comes(self) -> bool:
+        """Whether the server sends it with every instruction."""
+        return self in (Share.merge, Share.received)
 
 
 class Coupling(StrEnum):
@@ -38,6 +44,7 @@ class Part:
         trainable: whether gradients reach it.
         share: who owns it unless the strategy's `share` says otherwise.
         follows: for a teacher, the parts that it copies when it is derived and tracks by EMA.
+        frozen: whether it is their copy as a round begins and stays so until the next; then it is always derived.
         holds_examples: whether it stores (embeddings of) examples; merging such a part is refused unless allowed.
         sized: whether its shape depends on the client's number of examples, as a memory bank's does.
     """
@@ -48,6 +55,12 @@ class Part:
     follows: tuple[str, ...] = ()
     holds_examples: bool = False
     sized: bool = False
+    frozen: bool = False
+
+    @property
+    def teaches(self) -> bool:
+        """Whether it moves with what it follows, as a teacher does."""
+        return bool(self.follows) and not self.frozen
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ def resolve_shares(
     Args:
         parts: the parts that the method declares.
         override: the strategy's `share`; keys are a part ("predictor"), the normalisation layers of a part
-            ("encoder:norm") or of all parts ("*:norm"); values are merge, local or derived. A more specific key wins.
+            ("encoder:norm") or of all parts ("*:norm"); values are those of `Share`. A more specific key wins.
         keys: the names of all arrays of the model.
         norm_keys: those names that belong to normalisation layers.
         allow: the parts that may be merged although they hold examples.
@@ -104,9 +117,11 @@ def resolve_shares(
                 "a part followed by ':norm', or '*:norm'"
             )
         if value not in list(Share):
-            raise ConfigError(f"share.{pattern}={value!r} is not merge, local or derived")
+            raise ConfigError(f"share.{pattern}={value!r} is not merge, local or derived, nor received")
         if value == Share.derived and (kind or not by_name[name].follows):
             raise ConfigError(f"share.{pattern}=derived, but nothing says what to derive it from: use merge or local")
+        if name != "*" and by_name[name].frozen and value != Share.derived:
+            raise ConfigError(f"share.{pattern}={value}, but {name} is a copy of how a round began: leave it out")
         if kind and name != "*" and override.get(name, by_name[name].share) == Share.derived:
             raise ConfigError(
                 f"share.{pattern}={value} cuts a derived part apart, which is a copy as a whole: "

@@ -6,7 +6,7 @@ The manifest is made without training. A client checks its actual reply against 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedssl import seeds
-from fedssl.client import scalars
+from fedssl.client import beside, scalars
 from fedssl.datasets.base import Data
 from fedssl.errors import FedsslError, PrivacyError
 from fedssl.job import Job
@@ -50,7 +50,7 @@ class Entry:
 
 @lru_cache(maxsize=8)
 def uploads(job: Job, shape: tuple[Any, ...]) -> Mapping[str, Entry]:
-    """The arrays that a client with every modality sends, by name; the same that it receives.
+    """The arrays that a client with every modality sends, by name.
 
     Args:
         job: what is run.
@@ -62,7 +62,6 @@ def uploads(job: Job, shape: tuple[Any, ...]) -> Mapping[str, Entry]:
     model = build_model(job, shape)
     shares = shares_of(job, model)
     other = {name: tuple(value.shape) for name, value in tensors(build_model(job, shape, _OTHER_SIZE))}
-    holders = {part.name for part in job.method.parts if part.holds_examples or part.sized}
     found = {}
     for name, value in to_arrays(model).items():
         if shares[name] is not Share.merge:
@@ -75,9 +74,24 @@ def uploads(job: Job, shape: tuple[Any, ...]) -> Mapping[str, Entry]:
                 "agrees to that"
             )
         why = f"{part} is merged on the server by {str(job.tree['strategy']['_target_']).rpartition('.')[2]}"
-        per_example = follows or part in holders
-        found[name] = Entry(name, part, value.shape, str(value.dtype), value.nbytes, per_example, False, why)
+        found[name] = _entry(job, name, value, why, follows)
     return found
+
+
+def downloads(job: Job, shape: tuple[Any, ...]) -> dict[str, Entry]:
+    """The arrays that a client receives, by name: those that it will send, and those that the server alone makes."""
+    model = build_model(job, shape)
+    comes = [name for name, share in shares_of(job, model).items() if share.comes]
+    return {
+        name: _entry(job, name, value, "local training begins there") for name, value in to_arrays(model, comes).items()
+    }
+
+
+def _entry(job: Job, name: str, value: np.ndarray, why: str, follows: bool = False) -> Entry:
+    """Of one array; `follows` says that its size is that of a client."""
+    holders = {part.name for part in job.method.parts if part.holds_examples or part.sized}
+    part = part_of(name)
+    return Entry(name, part, value.shape, str(value.dtype), value.nbytes, follows or part in holders, False, why)
 
 
 def check_reply(
@@ -142,7 +156,8 @@ def reports(job: Job, model: Model, data: Data, shard: Examples) -> list[str]:
     views = [*augment.views(shard.batch(index), generator, method.views)]
     if method.local_views and isinstance(augment, MultiCrop):
         views += augment.local_views(shard.batch(index), generator, method.local_views)
-    out = method.loss(model, Batch(views, index), step)
+    batch = beside(Batch(views, index), method, public, augment, seeds.stream(job.seed, "payload", "public"))
+    out = method.loss(model, batch, step)
     method.after_step(model, out, step)  # what a client summarises may be what its steps have remembered
     return sorted({*scalars(out), *method.before_upload(model, shard, public, augment, generator)} - {"loss"})
 
@@ -158,26 +173,26 @@ def manifest(job: Job, data: Data, parts: Sequence[np.ndarray]) -> dict[str, Any
     Raises:
         PrivacyError: see `uploads`.
     """
-    arrays = uploads(job, data.train.shape)
+    arrays, told = uploads(job, data.train.shape), downloads(job, data.train.shape)
     client = int(np.argmax([len(rows) for rows in parts]))  # small clients may be too few for one batch
     shard = data.train.shard(parts[client], client)
-    model = build_model(job, data.train.shape, len(shard)).to(data.train.device).train()
+    model = build_model(job, data.train.shape, len(shard), client).to(data.train.device).train()
     try:
         names = reports(job, model, data, shard)
     except FedsslError:
         names = []  # the clients will meet the same refusal, and it is theirs to tell
     said = {name: f"reported by {type(job.method).__name__}" for name in names}
     numbers = [Entry(name, "", (), "float64", 8, False, False, why) for name, why in {**SCALARS, **said}.items()]
-    sizes = {name: np.empty(entry.shape, entry.dtype) for name, entry in arrays.items()}
+    up, down = ({name: np.empty(e.shape, e.dtype) for name, e in entries.items()} for entries in (arrays, told))
     parameters = layout_of(model, job.method.parts).parameters
     left_out = {str(c): sorted(untrained(data, c, arrays)) for c in range(len(parts))}
     return {
         "up": [asdict(entry) for entry in [*arrays.values(), *numbers]],
-        "down": [asdict(replace(entry, why="local training begins there")) for entry in arrays.values()],
+        "down": [asdict(entry) for entry in told.values()],
         "left_out": {client: names for client, names in left_out.items() if names},
         "compression": {key: value for key, value in job.tree["compression"].items() if key != "_target_"},
-        "bytes_up": job.compression.up_bytes(sizes, parameters),
-        "bytes_down": job.compression.down_bytes(sizes, parameters),
+        "bytes_up": job.compression.up_bytes(up, parameters),
+        "bytes_down": job.compression.down_bytes(down, parameters),
     }
 
 
@@ -196,9 +211,10 @@ def table(content: Mapping[str, Any]) -> list[list[str]]:
 def sentences(content: Mapping[str, Any]) -> list[str]:
     """What the table does not say: how it is coded, and who sends less."""
     chosen, up, down = content["compression"], content["bytes_up"], content["bytes_down"]
-    raw = sum(entry["bytes"] for entry in content["down"])
+    each = [sum(entry["bytes"] for entry in content[way] if entry["part"]) for way in ("up", "down")]
+    raw = " and ".join(f"{size:,}" for size in dict.fromkeys(each))
     coded = f"up to {up:,} bytes" if chosen["keep"] < 1 else f"{up:,} bytes"
-    said = [f"A round takes {coded} of arrays up from each client and {down:,} down to it; uncoded they are {raw:,}."]
+    said = [f"A round takes {coded} of arrays up from each client and {down:,} down to it; uncoded they are {raw}."]
     if content["left_out"]:
         said.append(f"Clients that cannot train everything send less: {', '.join(content['left_out'])}.")
     return said

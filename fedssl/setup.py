@@ -9,16 +9,17 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedssl.build import build
 from fedssl.datasets.base import Data, Partial, Shard
 from fedssl.errors import ConfigError
 from fedssl.job import Job
+from fedssl.keys import spread
 from fedssl.method import Examples, Sizes
 from fedssl.model import Model, derive, norm_keys, seed_parameters, tensors
 from fedssl.parts import Share, resolve_shares
+from fedssl.workshop import Workshop
 
 
 def device_of(job: Job) -> torch.device:
@@ -59,7 +60,7 @@ def data_of(job: Job, device: torch.device) -> Data:
 
 
 def public_of(job: Job, device: torch.device) -> Examples | None:
-    """The public examples that every client may read, or None.
+    """The public examples that every client may read, as many as the method reads of them, or None.
 
     Raises:
         ConfigError: they are not of the shape of the private ones.
@@ -74,19 +75,22 @@ def public_of(job: Job, device: torch.device) -> Examples | None:
             f"the public examples have the shape {public.shape} and the clients' {shape}: one encoder cannot take "
             "both, choose another data@public"
         )
-    return Shard.of(public, np.arange(len(public)))
+    return Shard.of(public, spread(len(public), job.method.public_limit).numpy())
 
 
-def build_model(job: Job, shape: tuple[Any, ...], examples: int = 0) -> Model:
+def build_model(job: Job, shape: tuple[Any, ...], examples: int = 0, client: int | None = None) -> Model:
     """The job's model on the CPU with its seeded initial values; a teacher starts equal to its student.
 
     Args:
         job: gives encoder, method and seed.
         shape: of one example of the data.
         examples: of this client, for parts that hold one entry an example; 0 on the server.
+        client: whose model, where clients have encoders of their own; None: the server's.
     """
-    encoder, dim = job.encoder.make(shape)
-    model = job.method.init(encoder, Sizes(dim, examples, shape))
+    encoder, dim = job.encoder_of(client).make(shape)
+    public = public_of(job, device_of(job)) if job.method.reads_public else None
+    sizes = Sizes(dim, examples, shape, job.federation.clients, 0 if public is None else len(public))
+    model = job.method.init(encoder, sizes)
     seed_parameters(model, job.seed)
     derive(model, job.method.parts, [f"{part.name}." for part in job.method.parts if part.follows])
     return model
@@ -102,3 +106,9 @@ def untrained(data: Data, client: int, keys: Iterable[str]) -> frozenset[str]:
     """Those arrays that a client cannot train, nor its teacher follow, for want of a modality: it leaves them out."""
     starts = data.train.untrained(client) if isinstance(data.train, Partial) else ()
     return frozenset(key for key in keys for start in starts if f".{start}" in f".{key}")
+
+
+def workshop_of(job: Job, device: torch.device, shape: tuple[Any, ...]) -> Workshop:
+    """What a strategy that trains on the server works with."""
+    model = build_model(job, shape).to(device)
+    return Workshop(job.method, model, public_of(job, device), job.data.augment, job.local, job.seed)

@@ -49,7 +49,7 @@ class FedU(PartStrategy):
 
     def shares(self, parts: Sequence[Part]) -> Mapping[str, str]:
         """A teacher stays at home."""
-        return {part.name: "local" for part in parts if part.follows}
+        return {part.name: "local" for part in parts if part.teaches}
 
     def merge(self, now: Arrays, updates: Sequence[Update]) -> Arrays:
         """The mean of the clients."""

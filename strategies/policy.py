@@ -98,9 +98,9 @@ class PartPolicy(PartStrategy):
                 )
         chosen = {}
         for part in parts:
-            if part.follows and part.name in merged:
+            if part.teaches and part.name in merged:
                 chosen[part.name] = "merge"
-            elif part.follows and part.name in self._policies:
+            elif part.teaches and part.name in self._policies:
                 chosen[part.name] = "local"
         return chosen
 

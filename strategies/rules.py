@@ -119,3 +119,13 @@ def others_mean(mean: np.ndarray, clients: int, own: np.ndarray | None) -> tuple
 def inverse_weight(divergence: float, floor: float) -> float:
     """`1 / max(divergence, floor)`, proportional to it and whole, so that a mean does not depend on the order."""
     return float(round(2**20 / max(divergence, floor)))
+
+
+def refreshed_rows(old: np.ndarray, new: np.ndarray, momentum: float) -> np.ndarray:
+    """`momentum * old + (1 - momentum) * new` at length 1, for rows (N, D); where one is zero, the other.
+
+    FedCA's dictionary over rounds: zeros are places without an example.
+    """
+    mixed = momentum * old.astype(np.float64) + (1 - momentum) * new.astype(np.float64)
+    length = np.sqrt((mixed * mixed).sum(1, keepdims=True))
+    return (mixed / np.where(length > 0, length, 1.0)).astype(old.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,9 @@ TINY = (
 def fields_of(method: str) -> set[str]:
     """The options that a method's yaml lists."""
     text = (config.conf_dir() / "method" / f"{method}.yaml").read_text()
-    return {line.partition(":")[0] for line in text.splitlines() if line[:1].isalpha()}
+    return {line.partition(":")[0] for line in text.splitlines() if line[:1].isalpha()} | (
+        {"base"} if "/method@base" in text else set()
+    )
 
 
 def tiny(*overrides: str, modality: str = "images") -> list[str]:
@@ -58,9 +60,33 @@ def tiny(*overrides: str, modality: str = "images") -> list[str]:
     known = fields_of(method)
     given = TINY if modality == "images" else TINY[len(MODALITIES["images"]) :]
     base = [o for o in given if o.split("=")[0] not in chosen]
-    given_strategy = [] if "strategy" in chosen else strategy_of(method)
+    if "base" in known:  # an option that a wrapper has not is its base's
+        base, overrides = ([_inner(o, known) for o in options] for options in (base, overrides))
+        known = known | {"base.hidden", "base.out"}
     kept = [o for o in base if not o.startswith("method.") or o[7:].split("=")[0] in known]
-    return [*kept, *given_strategy, *overrides]
+    others = [o for o in company(method, [*kept, *overrides]) if o.split("=")[0] not in chosen]
+    return [*kept, *others, *overrides]
+
+
+def _inner(option: str, known: set[str]) -> str:
+    field = option.removeprefix("method.").split("=")[0]
+    strange = option.startswith("method.") and field.partition(".")[0] not in known
+    return f"method.base.{option.removeprefix('method.')}" if strange else option
+
+
+def company(method: str, options: Sequence[str]) -> list[str]:
+    """What a method that is one half of a federated rule needs besides these options: strategy, consent, examples."""
+    consent = ["payload.allow=[projections]"] if method == "fedca" else []
+    return [*strategy_of(method), *consent, *(public_like(options) if method == "flesd" else [])]
+
+
+def public_like(options: Sequence[str]) -> list[str]:
+    """Public examples of the shape of the generated ones that these options ask for; else of the digits'."""
+    own = [o for o in options if o.startswith(("data=synthetic", "data."))]
+    if not own:
+        grey = ["public.channels=1", "public.augment.mean=[0.5]", "public.augment.std=[0.25]"]
+        return ["data@public=synthetic", "public.size=8", "public.train=64", *grey]
+    return [*(o.replace("data=", "data@public=").replace("data.", "public.") for o in own), "public.seed=1"]
 
 
 def strategy_of(method: str) -> list[str]:

@@ -41,7 +41,7 @@ LAYERS = (
         "seen",
         "duplicates",
     },
-    {"methods", "decorrelated", "gradient", "client", "privacy"},
+    {"methods", "wrapper", "decorrelated", "gradient", "client", "workshop", "privacy"},
     {"job", "setup", "payload", "shards", "rundir", "progress"},
     {
         "evaluation",

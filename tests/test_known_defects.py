@@ -34,7 +34,7 @@ def test_1_a_queue_is_wiped_at_each_rounds_start(plan: Compose) -> None:
     assert keys[1]["queue.index"][: 2 * first].min() >= 0
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if any(p.follows for p in job_of(n).method.parts)])
+@pytest.mark.parametrize("name", [n for n in METHODS if any(p.teaches for p in job_of(n).method.parts)])
 def test_2_the_teacher_of_the_first_round_is_the_student(name: str) -> None:
     """The same object: EMA without effect. Here a teacher owns its memory and lags from the first step on."""
     job = job_of(name)

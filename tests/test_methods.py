@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODALITIES, assert_same, strategy_of, tiny
+from conftest import MODALITIES, assert_same, company, tiny
 
 from fedssl import config
 from fedssl.client import FitResult, Local, fit
@@ -17,9 +17,10 @@ from fedssl.evaluation import encode
 from fedssl.job import Job
 from fedssl.method import Batch, LossOutput, Step
 from fedssl.model import Model, load_arrays, pairs, tensors, to_arrays
+from fedssl.norms import has_batch_norm
 from fedssl.parts import Coupling, Share, part_of
 from fedssl.probes import few_label
-from fedssl.setup import build_model, shares_of
+from fedssl.setup import build_model, public_of, shares_of
 
 METHODS = config.options_of("method")
 STEP = Step(round=1, rounds=10, step=0, steps=5)
@@ -75,6 +76,7 @@ def fit_one(job: Job, model: Model, *, n: int = 16, round: int = 1, local: Local
         rounds=job.federation.rounds,
         seed=job.seed,
         client=0,
+        public=public_of(job, torch.device("cpu")),
     )
 
 
@@ -87,7 +89,8 @@ def test_declared_parts_are_the_models_parts(name: str, modality: str) -> None:
         assert set(part.follows) <= set(model.keys())
     shares = shares_of(job, model)
     assert shares.keys() == dict(tensors(model)).keys()
-    assert all(shares[f"encoder.{k}"] is Share.merge for k, _ in tensors(model["encoder"]))
+    share = Share(job.ownership.get("encoder", "merge"))
+    assert all(shares[f"encoder.{k}"] is share for k, _ in tensors(model["encoder"]))
 
 
 @every_case
@@ -164,10 +167,10 @@ def test_the_coupling_check_sees_a_hidden_batch_norm() -> None:
 def test_teachers_move_towards_not_onto_the_student(name: str, modality: str) -> None:
     job = job_of(name, modality=modality)
     model = model_of(job)
-    teachers = [part for part in job.method.parts if part.follows]
-    if not teachers:
+    followers = [part for part in job.method.parts if part.follows]
+    if not followers:
         pytest.skip("no teacher")
-    for part in teachers:
+    for part in followers:
         assert all(torch.equal(a, b) for a, b in pairs(model, part)), "a teacher starts equal to its student"
         assert all(a.data_ptr() != b.data_ptr() for a, b in pairs(model, part)), "but it is another object"
     out = job.method.loss(model, batch_of(job, 8), STEP)
@@ -176,11 +179,14 @@ def test_teachers_move_towards_not_onto_the_student(name: str, modality: str) ->
             if parameter.requires_grad:
                 parameter += 1.0
     job.method.after_step(model, out, STEP)
-    for part in teachers:
+    for part in followers:
         for teacher, student in pairs(model, part):
             if teacher.is_floating_point() and isinstance(student, torch.nn.Parameter):
                 gap = (student - teacher).mean().item()
-                assert 0.5 < gap < 1.0, "a decay near 1 keeps most of the teacher"
+                if part.teaches:
+                    assert 0.5 < gap < 1.0, "a decay near 1 keeps most of the teacher"
+                else:
+                    assert gap == pytest.approx(1.0), "a frozen copy stays where it is"
 
 
 @every_case
@@ -210,7 +216,7 @@ def test_small_clients_train_or_are_refused(name: str, modality: str, n: int) ->
     if modality != "images" and n in (3, 7, 17):
         pytest.skip("on images alone, to save time")
     job = job_of(name, "local.batch_size=8", modality=modality)
-    if n == 1 and getattr(job.method, "norm", "none") == "batch":
+    if n == 1 and has_batch_norm(model_of(job)):
         with pytest.raises(ConfigError, match="norm=group"):
             fit_one(job, model_of(job, n), n=n)
         return
@@ -261,7 +267,7 @@ def test_the_constructor_refuses_widths_that_make_no_head(name: str) -> None:
 )
 def test_learning_beats_the_random_encoder(name: str, modality: str) -> None:
     """In seconds, read with two labels a class."""
-    job = config.compose([f"method={name}", *strategy_of(name), *LEARNING[modality]]).job
+    job = config.compose([f"method={name}", *company(name, LEARNING[modality]), *LEARNING[modality]]).job
     data = job.data.load()
     model = build_model(job, data.train.shape, len(data.train))
 

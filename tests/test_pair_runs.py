@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same, execute, final_arrays, tiny
+from conftest import assert_same, company, execute, final_arrays, tiny
 from test_pairs import SHAPE, VIEWS, generator, pair, table
 
 from fedssl import config, retrieval
@@ -39,8 +39,8 @@ PAIRED = (
 
 def options_for(method: str, *overrides: str) -> list[str]:
     """A tiny run of pairs."""
-    base = [o for o in tiny(f"method={method}") if not o.startswith(("data", "encoder"))]
-    return [*base, *PAIRED, *overrides]
+    base = [o for o in tiny(f"method={method}") if not o.startswith(("data", "encoder", "public"))]
+    return [*base, *PAIRED, *company(method, PAIRED), *overrides]
 
 
 def paired_plan(tmp_path: Path, method: str, *overrides: str, name: str = "run") -> Plan:

@@ -125,6 +125,6 @@ def test_part_of_is_the_first_component() -> None:
 
 
 def test_the_words_of_a_configuration_are_the_members() -> None:
-    assert [str(share) for share in Share] == ["merge", "local", "derived"]
+    assert [str(share) for share in Share] == ["merge", "local", "derived", "received"]
     assert [str(coupling) for coupling in Coupling] == ["none", "batch", "history"]
     assert Share("merge") is Share.merge

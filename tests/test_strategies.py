@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import assert_same, tiny
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -16,11 +17,11 @@ from fedssl import config, tree
 from fedssl.flower import codec, strategy_state
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import CohortGrid
-from fedssl.flower.rule import Own
+from fedssl.flower.rule import Own, Trainer
 from fedssl.job import Job
 from fedssl.model import layout_of, to_arrays
-from fedssl.parts import Arrays, Layout, Share, part_of
-from fedssl.setup import build_model, shares_of
+from fedssl.parts import Arrays, Layout, part_of
+from fedssl.setup import build_model, shares_of, workshop_of
 from strategies.base import PartStrategy
 from strategies.fedavg import FedAvg
 
@@ -36,10 +37,18 @@ NOW: Arrays = {
 def job_of(name: str) -> Job:
     """A job with a method that the strategy serves: the one of its name, else BYOL, which has every kind of part."""
     method = name if name in config.options_of("method") else "byol"
-    return config.compose(tiny(f"method={method}", f"strategy={name}")).job
+    return config.compose(tiny(f"method={method}", f"strategy={name}", "federation.clients=6")).job
 
 
 OURS = [name for name in STRATEGIES if isinstance(job_of(name).strategy(), PartStrategy)]
+
+
+def made(name: str) -> Any:
+    """A strategy as a run has it: one that trains has the server's model and the public examples."""
+    strategy = job_of(name).strategy()
+    if isinstance(strategy, Trainer):
+        strategy.prepare(workshop_of(job_of(name), torch.device("cpu"), (3, 8, 8)))
+    return strategy
 
 
 @lru_cache
@@ -48,7 +57,7 @@ def arrays_of(name: str) -> Arrays:
     job = job_of(name)
     model = build_model(job, (3, 8, 8))
     shares = shares_of(job, model)
-    merged = {key: value for key, value in to_arrays(model).items() if shares[key] is Share.merge}
+    merged = {key: value for key, value in to_arrays(model).items() if shares[key].comes}
     counters = {"encoder.count", *(["teacher.encoder.count"] if any(k.startswith("teacher.") for k in merged) else [])}
     return merged | {key: np.array(5, dtype=np.int64) for key in sorted(counters)}
 
@@ -106,7 +115,7 @@ def one_round(
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_zero_updates_are_a_fixed_point(name: str) -> None:
     """Also after rounds of its own: a rule whose weights do not sum to 1 drifts (defect 3 of the field's codes)."""
-    strategy, now = job_of(name).strategy(), arrays_of(name)
+    strategy, now = made(name), arrays_of(name)
     for at in range(1, 6):
         now = one_round(strategy, now, dict.fromkeys(range(5), 0.0), {0: 1, 1: 77, 2: 3, 3: 1257, 4: 10}, at=at)
     for key, value in trained_parts(name, now).items():
@@ -118,7 +127,7 @@ def test_zero_updates_are_a_fixed_point(name: str) -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_names_shapes_and_types_are_kept(name: str) -> None:
     now = arrays_of(name)
-    merged = one_round(job_of(name).strategy(), now, {0: 0.5, 1: -0.25, 2: 1.0}, {0: 1, 1: 2, 2: 3}, at=9)
+    merged = one_round(made(name), now, {0: 0.5, 1: -0.25, 2: 1.0}, {0: 1, 1: 2, 2: 3}, at=9)
     assert merged.keys() == now.keys()
     for key, value in merged.items():
         assert value.shape == now[key].shape
@@ -131,9 +140,9 @@ def test_names_shapes_and_types_are_kept(name: str) -> None:
 def test_the_order_of_replies_does_not_matter(name: str) -> None:
     changes = {i: float(x) for i, x in enumerate(np.random.default_rng(0).normal(size=6) * 10.0 ** np.arange(-3, 3))}
     weights = {i: 3 * i + 1 for i in range(6)}
-    first = one_round(job_of(name).strategy(), arrays_of(name), changes, weights, at=9)
+    first = one_round(made(name), arrays_of(name), changes, weights, at=9)
     for order in ([5, 4, 3, 2, 1, 0], [3, 1, 5, 0, 2, 4]):
-        assert_same(first, one_round(job_of(name).strategy(), arrays_of(name), changes, weights, order, at=9))
+        assert_same(first, one_round(made(name), arrays_of(name), changes, weights, order, at=9))
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -141,8 +150,8 @@ def test_a_rule_that_says_mean_reads_the_mean_alone(name: str) -> None:
     """Two sets of clients with one mean give one result; a rule that says `each` is free to tell them apart."""
     alike, now = {0: 8, 1: 8}, arrays_of(name)
     spread, close = ({0: 0.5 + d, 1: 0.5 - d} for d in (4.0, 0.25))
-    one, two = (one_round(job_of(name).strategy(), now, changes, alike, at=9) for changes in (spread, close))
-    if job_of(name).strategy().reads == "mean":
+    one, two = (one_round(made(name), now, changes, alike, at=9) for changes in (spread, close))
+    if made(name).reads == "mean":
         for key, value in one.items():
             np.testing.assert_allclose(value, two[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
@@ -151,7 +160,7 @@ def test_a_rule_that_says_mean_reads_the_mean_alone(name: str) -> None:
 def test_a_late_joiner_starts_from_the_server(name: str) -> None:
     """Whatever the round: its own arrays are what it received, and a teacher of its own is the copy of them."""
     now, layout = arrays_of(name), layout_for(name)
-    start, memo = job_of(name).strategy().receive(now, Own(), 7, layout)
+    start, memo = made(name).receive(now, Own(), 7, layout)
     for key, value in now.items():
         if key in start:
             assert_same({key: start[key]}, {key: value})
@@ -165,7 +174,7 @@ def test_a_late_joiner_starts_from_the_server(name: str) -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_a_client_that_sat_out_rounds_still_starts_well(name: str) -> None:
     """It blends what it has with what it gets, part by part, and never leaves the line between the two."""
-    strategy, now, layout = job_of(name).strategy(), arrays_of(name), layout_for(name)
+    strategy, now, layout = made(name), arrays_of(name), layout_for(name)
     start, memo = strategy.receive(now, Own(), 1, layout)
     trained = {k: v + np.float32(0.5) if v.dtype.kind == "f" else v for k, v in ({**now, **start}).items()}
     memo = strategy.remember({**now, **start}, trained, memo, layout)
@@ -206,12 +215,12 @@ def test_fedadam_by_hand() -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_state_of_a_strategy_resumes(name: str) -> None:
-    straight, first, now = job_of(name).strategy(), job_of(name).strategy(), arrays_of(name)
+    straight, first, now = made(name), made(name), arrays_of(name)
     changes, weights = {0: 0.5, 1: -0.125, 2: 0.25}, {0: 4, 1: 2, 2: 7}
     once = one_round(straight, now, changes, weights)
     twice = one_round(straight, once, changes, weights, at=2)
     assert_same(once, one_round(first, now, changes, weights))
-    resumed = job_of(name).strategy()
+    resumed = made(name)
     strategy_state.give(resumed, *strategy_state.take(first))
     assert_same(twice, one_round(resumed, once, changes, weights, at=2))
 
@@ -222,7 +231,7 @@ def test_every_rule_runs_under_plain_flower(name: str) -> None:
     now = arrays_of(name)
     with InProcessGrid(echo({0: 0.0, 1: 0.5, 2: 0.25}, {0: 1, 1: 1, 2: 2}), 3) as grid:
         initial = ArrayRecord({key: Array(value) for key, value in now.items()})
-        result = job_of(name).strategy().start(grid=grid, initial_arrays=initial, num_rounds=2)
+        result = made(name).start(grid=grid, initial_arrays=initial, num_rounds=2)
     assert codec.decode(result.arrays).keys() == now.keys()
     assert result.train_metrics_clientapp[2]["loss"] == 1.25
 

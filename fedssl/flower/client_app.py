@@ -41,11 +41,11 @@ class _Worker(threading.local):
 _worker = _Worker()
 
 
-def _prepare(job: Job, examples: int, device: torch.device) -> _Worker:
+def _prepare(job: Job, client: int, examples: int, device: torch.device) -> _Worker:
     sized = any(part.sized for part in job.method.parts)
-    text = f"{device}:{examples if sized else 0}:{job.text}"
+    text = f"{device}:{job.encoder_name(client)}:{examples if sized else 0}:{job.text}"
     if _worker.text != text:
-        model = build_model(job, data_of(job, device).train.shape, examples)
+        model = build_model(job, data_of(job, device).train.shape, examples, client)
         _worker.shares = shares_of(job, model)
         _worker.layout = layout_of(model, job.method.parts)
         _worker.initial = to_arrays(model)
@@ -55,7 +55,9 @@ def _prepare(job: Job, examples: int, device: torch.device) -> _Worker:
     return _worker
 
 
-def _load(worker: _Worker, job: Job, now: Arrays, state: ClientState, at: int) -> tuple[Arrays, Memo, list[str]]:
+def _load(
+    worker: _Worker, job: Job, now: Arrays, state: ClientState, at: int, client: int
+) -> tuple[Arrays, Memo, list[str]]:
     """Fill the worker's model for this client.
 
     Returns:
@@ -63,7 +65,7 @@ def _load(worker: _Worker, job: Job, now: Arrays, state: ClientState, at: int) -
     """
     start, memo = now, state.memo
     if isinstance(worker.strategy, PartRule):
-        own = Own(state.mine, state.memo, state.round)
+        own = Own(state.mine, state.memo, state.round, client)
         start, memo = worker.strategy.receive(now, own, at, worker.layout)
     local = [key for key, share in worker.shares.items() if share is Share.local]
     load_arrays(worker.model, {key: worker.initial[key] for key in local} | state.local)
@@ -95,14 +97,14 @@ def train(message: Message, context: Context) -> Message:
     # Not only at start: the number of threads is a property of each thread, and Flower brings its own.
     torch.set_num_threads(job.threads)
     shard = shard_of(job, client, device)
-    worker = _prepare(job, len(shard), device)
+    worker = _prepare(job, client, len(shard), device)
     state_files.restore(config, context, client, at)
     state = ClientState.load(context)
 
-    merged = {key: value for key, value in worker.initial.items() if worker.shares[key] is Share.merge}
+    told = {key: value for key, value in worker.initial.items() if worker.shares[key].comes}
     wire = codec.decode(message.content.array_records[codec.ARRAYS])
-    now = job.compression.unpack_down(wire, merged, worker.layout.parameters)
-    start, memo, local = _load(worker, job, now, state, at)
+    now = job.compression.unpack_down(wire, told, worker.layout.parameters)
+    start, memo, local = _load(worker, job, now, state, at, client)
     job.gradient.admit(job.method, worker.model)
     result = fit(
         job.method,
@@ -118,7 +120,7 @@ def train(message: Message, context: Context) -> Message:
         public=public_of(job, device),
         pull=_pull(worker),
     )
-    trained = to_arrays(worker.model, now.keys())
+    trained = to_arrays(worker.model, [key for key in now if worker.shares[key] is Share.merge])
     mine: Arrays = {}
     if isinstance(worker.strategy, PartRule):
         memo = worker.strategy.remember(start, trained, memo, worker.layout)

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from fedssl.flower.codec import Memo
 from fedssl.parts import Arrays, Layout, Part
+from fedssl.workshop import Workshop
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Own:
     arrays: Arrays = field(default_factory=dict)  # last trained values of the parts that the strategy keeps
     memo: Memo = field(default_factory=dict)
     round: int = 0  # the last round in which it trained; 0: never, and then there are no arrays
+    client: int = -1  # which one it is
 
 
 @runtime_checkable
@@ -41,4 +43,25 @@ class PartRule(Protocol):
 
     def remember(self, start: Arrays, trained: Arrays, memo: Memo, layout: Layout) -> Memo:
         """On the client after training: what to remember of how the merged parts moved."""
+        ...
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """A strategy that trains on the server, on public examples."""
+
+    @property
+    def student(self) -> Arrays:
+        """The arrays of the server's own model that it has trained: they are measured and exported as the merged ones.
+
+        Those that no client receives must be among its attributes, so that a resumed run has them.
+        """
+        ...
+
+    def prepare(self, workshop: Workshop) -> None:
+        """Called once, before a run is begun or resumed."""
+        ...
+
+    def begin(self, now: Arrays) -> Arrays:
+        """What the first round sends, given the initial values; not called when a run is resumed."""
         ...

@@ -22,17 +22,17 @@ from fedssl.client import FitResult
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.export import save_encoder
-from fedssl.flower import codec, state_files, strategy_state
+from fedssl.flower import checks, codec, state_files, strategy_state
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, instruct, roster
-from fedssl.flower.rule import PartRule
+from fedssl.flower.rule import PartRule, Trainer
 from fedssl.job import Job
 from fedssl.model import layout_of, to_arrays
 from fedssl.monitor import Monitor
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
 from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
-from fedssl.setup import build_model, data_of, device_of, shares_of, untrained
+from fedssl.setup import build_model, data_of, device_of, shares_of, untrained, workshop_of
 from fedssl.shards import described, measured_skew, parts_of
 
 
@@ -75,7 +75,12 @@ def federate(
         run, point, initial = _open(grid, job, rundir, reporter, state_dir)
         strategy = job.strategy()
         _check_senders(run, strategy)
-        done, now = 0, {key: value for key, value in initial.items() if run.shares[key] is Share.merge}
+        checks.received(strategy, run.shares)
+        checks.architectures(job, run.data.train.shape, initial, run.shares)
+        done, now = 0, {key: value for key, value in initial.items() if run.shares[key].comes}
+        if isinstance(strategy, Trainer):
+            strategy.prepare(workshop_of(job, run.device, run.data.train.shape))
+            now = strategy.begin(now) if point is None else now
         if point is not None:
             done, now = point.round, tree.like(point.arrays, initial)
             strategy_state.give(strategy, *point.strategy)
@@ -86,7 +91,7 @@ def federate(
                 now = _round(run, strategy, at, now, initial)
         finally:
             reporter.end()
-        return _finish(run, initial | now)
+        return _finish(run, initial, now | _student(strategy))
 
 
 def _open(
@@ -128,20 +133,26 @@ def _check_senders(run: _Run, strategy: Any) -> None:
         )
 
 
+def _student(strategy: Any) -> Arrays:
+    """The arrays of the server's model that a strategy has trained itself."""
+    return strategy.student if isinstance(strategy, Trainer) else {}
+
+
 def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
     """Instruct a cohort, merge its replies, measure, log, checkpoint."""
     started = time.perf_counter()
     job = run.job
     measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
     chosen = cohort(job.federation, job.seed, at)
-    watch = run.monitor.watch(at, initial, now, chosen[: job.evaluate.clients]) if measured else None
+    began = now | _student(strategy)
+    watch = run.monitor.watch(at, initial, began, chosen[: job.evaluate.clients]) if measured else None
 
     def keep(client: int, arrays: Arrays) -> None:
         if watch is not None:
             watch.keep(client, arrays, _local_arrays(run, client))
 
     partition_of = {node: p for p, node in run.nodes.items()}
-    lacking = partial(untrained, run.data, keys=now)
+    lacking = partial(_unsent, run, now=now)
     unpack = partial(job.compression.unpack, parameters=run.parameters)
     tally = Tally(chosen, job.federation.tolerate, now, partition_of, keep, lacking, unpack)
     merged = _merge(run, strategy, at, now, tally)
@@ -152,7 +163,7 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     row["train_seconds"] = time.perf_counter() - started
     parts: list[dict[str, Any]] = []
     if watch is not None:
-        measures, parts = run.monitor.close(watch, merged, tally.rows)
+        measures, parts = run.monitor.close(watch, merged | _student(strategy), tally.rows)
         row |= measures
     row["seconds"] = time.perf_counter() - started
     run.rundir.log(row, [{"round": at, **r} for r in tally.rows], parts)
@@ -187,6 +198,12 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally) -> Arra
     merged = tree.like(codec.decode(record), now)
     tree.check_same(merged, now, "the strategy's merge")
     return merged
+
+
+def _unsent(run: _Run, client: int, now: Arrays) -> frozenset[str]:
+    """Those of the present arrays that a client does not send back."""
+    received = {key for key in now if run.shares[key] is Share.received}
+    return untrained(run.data, client, now) | received
 
 
 def _local_arrays(run: _Run, client: int) -> Arrays:
@@ -229,13 +246,13 @@ def _restore_clients(run: _Run, done: int) -> None:
         )
 
 
-def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
+def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
     """Final probes, baselines, the encoder's files and the summary; repeated if a kill interrupts it."""
-    job, rundir, evaluator = run.job, run.rundir, run.evaluator
+    job, rundir, evaluator, arrays = run.job, run.rundir, run.evaluator, initial | now
     rows = rundir.rows()
     last = rows[-1]
     save_encoder(rundir.path, job, run.data.train.shape, arrays)
-    final = run.monitor.final(arrays, [key for key, share in run.shares.items() if share is Share.merge])
+    final = run.monitor.final(arrays, now)
     started = time.perf_counter()
     probes: dict[str, dict[str, float]] = {}
     spectra = {"federated": evaluator.spectrum(arrays)}

@@ -13,6 +13,7 @@ from fedssl.losses.contrastive import clip, info_nce, instance_discrimination, n
 from fedssl.losses.distillation import dino, negative_cosine, negative_similarity
 from fedssl.losses.pairwise import sigmoid_pair, spectral
 from fedssl.losses.reconstruction import masked_reconstruction
+from fedssl.losses.relational import jensen_shannon, kullback_leibler, relations
 from fedssl.losses.statistics import VICRegTerms, barlow_twins, decorrelation, vicreg
 
 __all__ = [
@@ -23,11 +24,14 @@ __all__ = [
     "dino",
     "info_nce",
     "instance_discrimination",
+    "jensen_shannon",
+    "kullback_leibler",
     "masked_reconstruction",
     "negative_cosine",
     "negative_similarity",
     "negative_weights",
     "nt_xent",
+    "relations",
     "sigmoid_pair",
     "spectral",
     "vicreg",

@@ -62,7 +62,14 @@ def info_nce(
     return -torch.log_softmax(logits, dim=1)[:, 0]
 
 
-def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, similarity: str = "cosine") -> Tensor:
+def nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    temperature: float | Tensor,
+    similarity: str = "cosine",
+) -> Tensor:
     """Contrasts the two views of each example with the 2B - 2 other views of the batch (SimCLR).
 
     A view never is its own candidate: the diagonal is masked, not multiplied by 0, which would leave `exp(0)` in every
@@ -72,6 +79,8 @@ def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, similarity: 
     Args:
         z1: (B, D), first view.
         z2: (B, D), second view of the same examples.
+        negatives: (K, D), more candidates of every view, none of them a positive; rows of zeros are places that hold
+            none and count for nothing.
         temperature: > 0, or a 0-d tensor; logits are similarity / temperature.
         similarity: "cosine", in which a zero vector has similarity 0 with everything, or "dot".
 
@@ -90,6 +99,10 @@ def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, similarity: 
     ready = ready_for(similarity)
     z = torch.cat([ready(z1), ready(z2)])  # (2B, D)
     logits = product(z / temperature, z.T).fill_diagonal_(-torch.inf)  # (2B, 2B)
+    if negatives is not None:
+        check_negatives(negatives, z1)
+        against = product(z / temperature, ready(negatives).T)  # (2B, K)
+        logits = torch.cat([logits, against.masked_fill((negatives == 0).all(1), -torch.inf)], dim=1)
     partner = torch.arange(2 * b, device=z.device).roll(b)  # row i of z1 has column B + i, of z2 column i
     both = F.cross_entropy(logits, partner, reduction="none")
     return (both[:b] + both[b:]) / 2

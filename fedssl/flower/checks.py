@@ -1,0 +1,57 @@
+"""What a run is refused for before its first round, once the shapes of all arrays are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedssl.errors import ConfigError
+from fedssl.flower.rule import PartRule
+from fedssl.job import Job, Owner
+from fedssl.model import to_arrays
+from fedssl.parts import Arrays, Share, part_of
+from fedssl.setup import build_model, shares_of
+
+
+def received(strategy: Any, shares: Mapping[str, Share]) -> None:
+    """Refuse parts that clients do not send back to a strategy that merges whole models only.
+
+    Raises:
+        ConfigError: for the first such part.
+    """
+    if isinstance(strategy, PartRule) and (
+        strategy.reads == "mean" or (isinstance(strategy, Owner) and strategy.needs)
+    ):
+        return  # one that needs summaries knows which parts are its own
+    unsent = [key for key, share in shares.items() if share is Share.received]
+    if unsent:
+        raise ConfigError(
+            f"part {part_of(unsent[0])!r} is received and never sent back, but {type(strategy).__name__} merges whole "
+            "models only: use strategy=fedavg"
+        )
+
+
+def architectures(job: Job, shape: tuple[Any, ...], initial: Arrays, shares: Mapping[str, Share]) -> None:
+    """Refuse encoders of clients that make arrays which travel differ from the server's.
+
+    Args:
+        job: gives the encoders.
+        shape: of one example.
+        initial: all arrays of the server's model.
+        shares: who owns each of them.
+
+    Raises:
+        ConfigError: for the first array that is another one.
+    """
+    ours = {key: value.shape for key, value in initial.items() if shares[key].comes}
+    for client, name in enumerate(job.encoders):
+        model = build_model(job, shape, client=client)
+        travel = [key for key, share in shares_of(job, model).items() if share.comes]
+        theirs = {key: value.shape for key, value in to_arrays(model, travel).items()}
+        odd = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        if odd:
+            part, strategy = part_of(odd[0]), str(job.tree["strategy"]["_target_"]).rpartition(".")[2]
+            raise ConfigError(
+                f"part {part!r} has other arrays with encoders.{name} than with encoder, and {strategy} sends it from "
+                f"one to the other: use method=flesd strategy=flesd, or strategy.share.{part}=local"
+            )
