@@ -17,9 +17,11 @@ GAUGE = 0.08  # feature_std * sqrt(D): complete collapse below
 SPREAD = -0.025  # uniformity: complete collapse above; for a small spread it is -4 D std^2, so it is the same limit
 USED = 0.05  # rank over dimensions: dimensional collapse below
 FALL = 0.25  # rank over its highest since before training: dimensional collapse below
+RISE = 1.1  # rank over that at the round's start: a part whose rank rises more is not collapsing, however low it is
 MERGE = 0.5, 0.75  # rank of the merged over the median client's: merging hurts below, once, or twice in a row
 LOCAL = 0.8  # rank of the median client over that of the model it started from, and ..
-APART = 0.7  # .. linear CKA between clients: skew hurts where both are below, twice in a row
+APART = 0.7  # .. linear CKA between clients: skew hurts where both are below, twice in a row, and ..
+SKEW = 0.97  # .. uniformity within clients' examples over that across: 1 for IID clients, less under skew
 SCALE = 0.01  # how far the weights of a merge may add up outside of what a mean could give
 STEP = 0.5  # share of its distance that a teacher may cover in a step
 STILL = 0.01  # movement of a predictor over that of its projector: idle below
@@ -64,6 +66,11 @@ class Round:
         ranks = self.client_ranks(part)
         return median(ranks) if ranks else None
 
+    def rising(self, part: str) -> bool:
+        """Whether the round has raised the rank of the merged part, as that of an untrained network."""
+        rank, before = self.rank(part), number(self.merged.get(part, {}).get("rankme_before"))
+        return rank is not None and before is not None and rank > RISE * before
+
     def merge_ratio(self, part: str) -> float:
         """The rank of the merged part over that of the median client's; 1 where one of them was not measured."""
         rank, clients = self.rank(part), self.client_rank(part)
@@ -79,6 +86,12 @@ class Round:
         """Linear CKA between the clients' encoders; 1 if not measured."""
         found = number(self.merged.get("encoder", {}).get("cka_clients"))
         return 1.0 if found is None else found
+
+    def skewed(self) -> bool:
+        """Whether examples of one client are more alike to the merged encoder than those of two: no label is needed."""
+        row = self.merged.get("encoder", {})
+        within, across = number(row.get("uniformity_intra")), number(row.get("uniformity_inter"))
+        return within is not None and across is not None and within > SKEW * across  # both are below 0
 
     def client_ranks(self, part: str) -> list[float]:
         """Of each client's part that was measured."""
@@ -218,7 +231,7 @@ def features(row: Row) -> tuple[str, str] | None:
 def _collapse(seen: Round) -> Iterator[tuple[str, str, str]]:
     for part in _MEASURED:
         row = seen.merged.get(part, {})
-        if row.get("partial"):
+        if row.get("partial") or seen.rising(part):
             continue
         if (found := features(row)) is not None:
             yield found[0], part, found[1]
@@ -235,9 +248,10 @@ def _merge(seen: Round) -> Iterator[tuple[str, str, str]]:
 
 
 def _skew(seen: Round) -> Iterator[tuple[str, str, str]]:
-    if all(r is not None and r.local_ratio() < LOCAL and r.likeness() < APART for r in (seen, seen.previous)):
+    twice = all(r is not None and r.local_ratio() < LOCAL and r.likeness() < APART for r in (seen, seen.previous))
+    if twice and seen.skewed():
         change = f"local training took the rank to {100 * seen.local_ratio():.0f} % of what it was (median client)"
-        yield "skew hurts", "encoder", f"{change}, and clients are unlike each other (CKA {seen.likeness():.2f})."
+        yield "skew hurts", "encoder", f"{change}, and clients grow unlike each other (CKA {seen.likeness():.2f})."
 
 
 def _scale(seen: Round) -> Iterator[tuple[str, str, str]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import tiny
 
-from benchmarks import compression, engines, methods, tables
+from benchmarks import alarms, broken, compression, engines, methods, tables
 from fedssl import config
 from fedssl.model import layout_of, to_arrays
 from fedssl.setup import build_model
@@ -132,3 +133,35 @@ def test_every_compression_is_measured(tmp_path: Path) -> None:
     assert str(tmp_path) not in text + out.read_text()
     sizes = {row["way"]: row.get("update_bytes", 0) for row in json.loads(out.read_text())["rows"]}
     assert sizes["none"] > 1.9 * sizes["float16"] > 3 * sizes["int8"] > 4 * sizes["topk (10 %)"]
+
+
+def test_the_tables_of_alarms_are_those_of_the_numbers(tmp_path: Path) -> None:
+    page = tmp_path / "collapse.md"
+    page.write_text(alarms.PAGE.read_text())
+    result = json.loads(alarms.RESULTS.read_text())
+    alarms.write_tables(result, page)
+    assert page.read_text() == alarms.PAGE.read_text(), "run `python -m benchmarks.alarms --table`"
+    cases = [case.name for case in (*broken.provoked(), *broken.healthy())]
+    assert len(set(cases)) == len(cases)
+    assert [(row["case"], row["seed"]) for row in result["rows"]] == [(c, s) for s in result["seeds"] for c in cases]
+
+
+def test_hits_and_false_alarms_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = tuple(tiny("federation.rounds=2"))
+    failures = [
+        broken.Case("shrinks", ("weights do not add up to 1",), options, broken.scaled(0.5)),
+        broken.Case("is well", ("teacher is the student",), options),
+    ]
+    monkeypatch.setattr(alarms, "provoked", lambda: failures)
+    monkeypatch.setattr(alarms, "healthy", lambda: [broken.Case("shrinks unseen", (), options, broken.scaled(0.5))])
+    page, out = tmp_path / "page.md", tmp_path / "alarms.json"
+    page.write_text(f"before\n{alarms.BEGIN}stale\n{alarms.END}\nafter\n")
+    assert alarms.main(["--seeds", "0", "1", "2", "--out", str(out), "--page", str(page)]) == 0
+    text = page.read_text()
+    assert (text.startswith("before\n"), text.endswith("after\n"), "stale" in text) == (True, True, False)
+    assert "| shrinks | weights do not add up to 1 | 1 of 1 | 2 of 2 | 1 |" in text
+    assert "| is well | teacher is the student | 0 of 1 | 0 of 2 | never |" in text
+    assert "Hits: 1 of 2 with seed 0" in text
+    assert "1 of 1 and 2 of 2 raised an alarm; 0 of 1 settings never did." in text
+    assert "| shrinks unseen | 1 of 1 | 2 of 2 |" in text
+    assert "weights do not add up to 1 (3)" in text
