@@ -73,7 +73,7 @@ class Calibre(SSLMethod):
         """NT-Xent and the two terms of prototypes."""
         h, z = embed(model, batch.views)
         chosen, _ = kmeans(unit(torch.cat(h)), self.clusters)
-        members = F.one_hot(chosen, self.clusters).float().chunk(2)  # 2 x (B, clusters)
+        members = F.one_hot(chosen, self.clusters).chunk(2)  # 2 x (B, clusters)
         loss = nt_xent(z[0], z[1], temperature=self.temperature).mean()
         both = (members[0].sum(0) > 0) & (members[1].sum(0) > 0)  # (clusters,)
         prototypes = [means(wide(x), one) for x, one in zip(z, members, strict=True)]
@@ -94,6 +94,7 @@ class Calibre(SSLMethod):
 
 def means(x: Tensor, members: Tensor) -> Tensor:
     """(K, D) the mean of the rows of x (N, D) in each cluster, zero for an empty one; members (N, K) is 0 or 1."""
+    members = members.to(x)
     return product(members.T, x) / members.sum(0)[:, None].clamp(min=1)
 
 
@@ -104,7 +105,7 @@ def prototype_contrast(a: Tensor, b: Tensor, there: Tensor, temperature: float) 
     alone = torch.eye(len(z), dtype=torch.bool, device=z.device)
     logits = (product(z, z.T) / temperature).masked_fill(alone | ~present, -torch.inf)
     # A row whose every column is out would give nan, also in its gradient: it gets one, and does not count.
-    logits = torch.where(present[:, None], logits, torch.eye(len(z), device=z.device))
+    logits = torch.where(present[:, None], logits, torch.eye(len(z)).to(z))
     partner = torch.arange(len(z), device=z.device).roll(len(a))
     return _mean(F.cross_entropy(logits, partner, reduction="none"), present)
 
@@ -137,5 +138,5 @@ def divergence(features: Tensor, clusters: int) -> Tensor:
     """
     chosen, centroids = kmeans(features, clusters)
     distance = (features - centroids[chosen]).norm(dim=1)
-    members = F.one_hot(chosen, clusters).to(features)
+    members = F.one_hot(chosen, clusters)
     return _mean(means(distance[:, None], members)[:, 0], members.sum(0) > 0)

@@ -90,7 +90,7 @@ class FedSC(SSLMethod):
         passes: augmented passes over the data for a matrix.
         noise: noise multiplier, 0 or more.
         delta: of the reported epsilon, in (0, 1).
-        hidden, out, layers, norm: of the projector; the authors' has no normalisation.
+        hidden, out, layers, norm: of the projector; the authors' has no normalisation, `norm=none`.
     """
 
     bound: float = 4.0
@@ -102,7 +102,7 @@ class FedSC(SSLMethod):
     hidden: int = 128
     out: int = 64
     layers: int = 2
-    norm: str = "none"
+    norm: str = "batch"
     views: ClassVar[int] = 2
     parts: ClassVar[tuple[Part, ...]] = (
         Part("encoder"),
