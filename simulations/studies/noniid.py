@@ -111,9 +111,10 @@ class NonIID:
         own = (f"method.decay={self.decay}", "method.decay_schedule=constant") if cell.method == "byol" else ()
         every = max(1, self.rounds // 4)
         return (
-            "data=digits", "device=cpu", "evaluate.final=false", f"evaluate.every={every}", *cell.options, *own,
-            f"federation.rounds={self.rounds}", f"local.epochs={self.epochs}", f"local.lr={self.lr}",
-            f"local.batch_size={self.batch_size}", "local.warmup=0",
+            "data=digits", "device=cpu", "evaluate.final=false", f"evaluate.every={every}",
+            f"checkpoint_every={self.rounds}", *cell.options, *own, f"federation.rounds={self.rounds}",
+            f"local.epochs={self.epochs}", f"local.lr={self.lr}", f"local.batch_size={self.batch_size}",
+            "local.warmup=0",
         )  # fmt: skip
 
     def _outcome(self, bench: Bench) -> Outcome:
