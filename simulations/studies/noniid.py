@@ -83,12 +83,12 @@ class NonIID:
         return replace(
             self,
             **few,
-            seeds=min(2, self.seeds),
+            seeds=1,
             methods=self.methods[:1],
             strategies=tuple(name for name in self.strategies if name in ("fedbyol", "fedbn")),
             skews=tuple(name for name in self.skews if name in (self.even, self.skew)),
             crossed=(BOTH, ONLINE),
-            rounds=min(3, self.rounds),
+            rounds=min(2, self.rounds),
             epochs=1,
         )
 
