@@ -34,7 +34,7 @@ from simulations.studies.federated.supervised import HEAD, Baseline
 from simulations.studies.noniid import NonIID
 
 SMALLER = {
-    "noniid": ("study.seeds=1", "study.rounds=2", "study.clients=5", "study.counts=[5]", "study.batch_size=64"),
+    "noniid": ("study.clients=5", "study.counts=[5]", "study.batch_size=64"),
     "collapse": ("study.seeds=2", "study.rounds=4", "study.every=4", "study.clients=2", "study.classes=5"),
 }
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from fedssl.alarms import COLLAPSES
 from fedssl.charts import Line, Panel
 from simulations.studies.base import Bench, Finding, Outcome
-from simulations.studies.federated.collapsing import ALARM, RANK, SPREAD, History, measured
-from simulations.studies.federated.failures import CASES, FAILURE, HEALTHY, REMEDY, Case
+from simulations.studies.federated.collapsing import ALARM, RANK, SPREAD, STANDING, History, measured
+from simulations.studies.federated.failures import BYOL, CASES, FAILURE, HEALTHY, IID, REMEDY, Case
 from simulations.studies.federated.intervals import Interval, both
 from simulations.studies.federated.measures import FIVE, LINEAR
 from simulations.studies.federated.results import Results, columns
@@ -66,16 +67,14 @@ class Collapse:
 
     def options(self, case: Case) -> tuple[str, ...]:
         """Of a case's runs; its own come last and win."""
-        decay = (
-            (f"method.decay={self.decay}", "method.decay_schedule=constant") if "method=byol" in case.options else ()
-        )
+        decay = (f"method.decay={self.decay}", "method.decay_schedule=constant")
         skewed = ("partition=pathological", f"partition.classes_per_client={self.classes}")
-        split = () if "partition=iid" in case.options else skewed
         return (
             "data=digits", "device=cpu", "evaluate.final=false", f"evaluate.every={self.every}", "evaluate.clients=2",
-            "evaluate.examples=500", f"federation.clients={self.clients}", f"federation.rounds={self.rounds}",
-            *split, f"local.epochs={self.epochs}",
-            f"local.batch_size={self.batch_size}", f"local.lr={self.lr}", "local.warmup=0", *decay, *case.options,
+            "evaluate.examples=500", f"checkpoint_every={self.rounds}", f"federation.clients={self.clients}",
+            f"federation.rounds={self.rounds}", f"local.epochs={self.epochs}", f"local.batch_size={self.batch_size}",
+            f"local.lr={self.lr}", "local.warmup=0", *(() if IID in case.options else skewed),
+            *(decay if BYOL in case.options else ()), *case.options,
         )  # fmt: skip
 
     def _outcome(self, bench: Bench) -> Outcome:
@@ -90,7 +89,8 @@ class Collapse:
         findings += [self._saves(results, name) for name in self._named(REMEDY)]
         findings.append(self._alarms(results))
         rows = results.rows("collapse", lambda name: self.cases[name].family, str)
-        return Outcome(rows, charts, findings)
+        shown = [row for row in rows if row["mean"] or not row["measure"].startswith("alarm")]
+        return Outcome(shown, charts, findings)
 
     def _named(self, kind: str) -> list[str]:
         return [name for name, case in self.cases.items() if case.kind == kind]
@@ -168,31 +168,33 @@ class Collapse:
             f"{gain.text(100, 1, sign=True)} points"
         )
 
-    def _rung(self, results: Results, name: str) -> list[str]:
+    def _rung(self, results: Results, name: str, prefix: str = ALARM) -> list[str]:
         """The alarms that were raised, with the number of seeds where it is not all of them."""
         found = []
         for measure, values in results.values[name].items():
-            if measure.startswith(ALARM) and sum(values):
+            if measure.startswith(prefix) and sum(values):
                 count = "" if all(values) else f" ({sum(values):.0f} of {len(values)} seeds)"
-                found.append(measure.removeprefix(ALARM) + count)
+                found.append(measure.removeprefix(prefix) + count)
         return found
 
     def _alarms(self, results: Results) -> Finding:
         """Whether the monitor tells the collapsed from the healthy."""
-        rung = {name: self._rung(results, name) for name in self.cases}
-        down = [
-            name for name in self._named(FAILURE)
-            if self._share(results, name, self.cases[name].twin).mean < math.log(self.threshold)
-        ]  # fmt: skip
-        silent = [name for name in down if not rung[name]]
-        loud = [name for name in self._named(HEALTHY) if rung[name]]
+
+        def standing(name: str, seed: int) -> bool:
+            return any(results.values[name][f"{STANDING}{alarm}"][seed] for alarm in COLLAPSES)
+
+        each = range(self.seeds)
+        limit = math.log(self.threshold)
+        down = [name for name in self._named(FAILURE) if self._share(results, name, self.cases[name].twin).mean < limit]
+        well = self._named(HEALTHY)
+        hits, false = ({n: sum(standing(n, seed) for seed in each) for n in names} for names in (down, well))
+        missed = [f"{name} ({count} of {self.seeds})" for name, count in hits.items() if count < self.seeds]
         return Finding(
-            "the monitor raises an alarm for what has collapsed, and none for what is healthy",
-            None if not down else not silent and not loud,
-            f"{len(down) - len(silent)} of {len(down)} collapsed federations raised one"
-            + (f", silent: {', '.join(silent)}" if silent else "")
-            + f"; {len(loud)} of {len(self._named(HEALTHY))} healthy ones did"
-            + "".join(f"; {name}: {', '.join(rung[name])}" for name in (*loud, *down) if rung[name]),
+            "when a run ends, an alarm of collapse stands for what has collapsed and for nothing healthy",
+            None if not down else not missed and not sum(false.values()),
+            f"it stands in {sum(hits.values())} of {len(down) * self.seeds} runs that have collapsed by the rank of "
+            f"their projections, and in {sum(false.values())} of {len(well) * self.seeds} healthy ones"
+            + (f"; not in all seeds: {', '.join(missed)}" if missed else ""),
         )
 
 

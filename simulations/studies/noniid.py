@@ -83,12 +83,12 @@ class NonIID:
         return replace(
             self,
             **few,
-            seeds=min(2, self.seeds),
+            seeds=1,
             methods=self.methods[:1],
             strategies=tuple(name for name in self.strategies if name in ("fedbyol", "fedbn")),
             skews=tuple(name for name in self.skews if name in (self.even, self.skew)),
             crossed=(BOTH, ONLINE),
-            rounds=min(3, self.rounds),
+            rounds=min(2, self.rounds),
             epochs=1,
         )
 
@@ -111,9 +111,10 @@ class NonIID:
         own = (f"method.decay={self.decay}", "method.decay_schedule=constant") if cell.method == "byol" else ()
         every = max(1, self.rounds // 4)
         return (
-            "data=digits", "device=cpu", "evaluate.final=false", f"evaluate.every={every}", *cell.options, *own,
-            f"federation.rounds={self.rounds}", f"local.epochs={self.epochs}", f"local.lr={self.lr}",
-            f"local.batch_size={self.batch_size}", "local.warmup=0",
+            "data=digits", "device=cpu", "evaluate.final=false", f"evaluate.every={every}",
+            f"checkpoint_every={self.rounds}", *cell.options, *own, f"federation.rounds={self.rounds}",
+            f"local.epochs={self.epochs}", f"local.lr={self.lr}", f"local.batch_size={self.batch_size}",
+            "local.warmup=0",
         )  # fmt: skip
 
     def _outcome(self, bench: Bench) -> Outcome:

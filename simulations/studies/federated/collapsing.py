@@ -17,24 +17,28 @@ from simulations.studies.federated.measures import FIVE, LINEAR
 from simulations.studies.tools.runs import Finished
 
 RANK, SPREAD, FEATURES = "effective rank of projections", "spread of projections", "effective rank of features"
-ALARM = "alarm: "
+ALARM, STANDING = "alarm: ", "alarm at the end: "
 _FLOOR = 1e-7  # of a spectrum; below it is rounding
 
 
 def measured(run: RunDirectory) -> dict[str, float]:
-    """At the end: probes, ranks, spread (1 is even, 0 collapse), and 1 for each alarm that the run has raised."""
+    """At the end: probes, ranks, spread (1 is even, 0 collapse); 1 for each alarm raised, and for each that stands."""
     finished = Finished.of(run)
     train, test = (finished.features(part) for part in (finished.data.train, finished.data.test))
     z = torch.from_numpy(finished.features(finished.data.test, projected=True))
     sets = (train, finished.data.train.targets, test, finished.data.test.targets)
-    raised = {str(alarm["name"]) for alarm in run.read("summary.json")["alarms"]}
+    alarms = run.read("summary.json")["alarms"]
+    last = run.rows()[-1]["round"]
     return {
         FIVE: probes.few_label(*sets, per_class=5, repeats=10, seed=finished.job.seed).mean,
         LINEAR: probes.linear(*sets, seed=finished.job.seed).accuracy,
         RANK: diagnostics.effective_rank(z),
         SPREAD: diagnostics.feature_std(z) * z.shape[1] ** 0.5,
         FEATURES: diagnostics.effective_rank(torch.from_numpy(test)),
-        **{f"{ALARM}{name}": float(name in raised) for name in REMEDIES},
+        **{f"{ALARM}{name}": float(any(alarm["name"] == name for alarm in alarms)) for name in REMEDIES},
+        **{
+            f"{STANDING}{name}": float(any((a["name"], a["last"]) == (name, last) for a in alarms)) for name in REMEDIES
+        },
     }
 
 
