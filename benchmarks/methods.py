@@ -143,8 +143,8 @@ def table(result: Mapping[str, Any]) -> str:
             f"Linear-probe accuracy in %, mean ± standard deviation over seeds {', '.join(map(str, result['seeds']))} "
             f"(each with its own split and weights); ten clients, {result['rounds']} rounds, default options, "
             f"`central` with equal steps on the union, empty where a method needs its server. KiB an example: "
-            f"activations kept for the backward pass at batch {BATCH}. {about['date'][:10]}, {about['cpu']}, {about['cores']} cores, torch "
-            f"{about['versions']['torch']}: `{result['command']}`.",
+            f"activations kept for the backward pass at batch {BATCH}. {about['date'][:10]}, {about['cpu']}, "
+            f"{about['cores']} cores, torch {about['versions']['torch']}: `{result['command']}`.",
             "",
         ]
     )
