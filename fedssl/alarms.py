@@ -182,7 +182,7 @@ def at_end(rows: Sequence[Row], method: Mapping[str, Any], final: Row, last: int
     """
     if any(row["round"] == last for row in rows):
         return judge(rows, method)
-    keys = ("feature_std", "uniformity", "rankme")
+    keys = ("feature_std", "uniformity", "rankme", "examples")
     row = {key: final[key] for key in keys if key in final} | ({"dim": dim} if dim else {})
     return judge([*rows, {"round": last, "client": "merged", "part": "encoder", **row}], method)
 

@@ -76,11 +76,6 @@ class Evaluator:
         return self._train.targets is not None and self._test.targets is not None
 
     @property
-    def dim(self) -> int:
-        """How many features the encoder gives."""
-        return int(self._job.encoder.make(self._train.shape)[1])
-
-    @property
     def parameters(self) -> list[str]:
         """The names of the arrays that are parameters, not buffers."""
         return [name for name, _ in self._model.named_parameters()]

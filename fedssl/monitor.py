@@ -69,10 +69,18 @@ class Monitor:
         owner = {int(row): client for client, rows in enumerate(shards) for row in rows}
         self._owners = np.array([owner.get(int(row), -1) for row in evaluator.bank])
 
-    def final(self, arrays: Arrays, keys: Collection[str]) -> dict[str, float]:
-        """The numbers of the model that a run ends with, as in `metrics.jsonl`; `keys` are the merged arrays."""
+    def final(self, arrays: Arrays, keys: Collection[str], last: int) -> tuple[dict[str, float], list[Alarm]]:
+        """The numbers of the model that a run ends with, as in `metrics.jsonl`, and all alarms of the run.
+
+        Args:
+            arrays: of the whole model.
+            keys: the merged ones.
+            last: the run's last round.
+        """
         seen = self._evaluator.look(arrays, keys)
-        return self._compact(seen, self._parts(seen))
+        mine = self._parts(seen)
+        alarms = at_end(self._rows, self._method, mine["encoder"], last, mine["encoder"]["dim"])
+        return self._compact(seen, mine), alarms
 
     def watch(self, at: int, initial: Arrays, now: Arrays, clients: Collection[int]) -> Watch:
         """Begin to measure a round: the models of these clients will be kept until it is closed."""
@@ -84,10 +92,6 @@ class Monitor:
         known = {(alarm.name, alarm.part) for alarm in judge(self._rows, self._method)}
         self._rows += rows
         return [alarm for alarm in judge(self._rows, self._method) if (alarm.name, alarm.part) not in known]
-
-    def alarms(self, final: Row, last: int) -> list[Alarm]:
-        """All alarms of a run that has ended in this round, with these numbers of its encoder."""
-        return at_end(self._rows, self._method, final, last, self._evaluator.dim)
 
     def close(
         self, watch: Watch, merged: Arrays, replies: Sequence[Mapping[str, Any]]

@@ -95,6 +95,9 @@ def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
             values = [summary.get(prefix + key) for _, key in columns]
             if values[0] is not None:
                 print(f"{name:16}" + "".join(f"{value:19.3f}" for value in values))
+    if summary["alarms"]:
+        raised = dict.fromkeys(f"{alarm['name']} ({alarm['part']})" for alarm in summary["alarms"])
+        print(f"alarms: {', '.join(raised)}")
     megabytes = (summary["bytes_up"] + summary["bytes_down"]) / 1e6
     print(
         f"{summary['rounds']} rounds in {duration(summary['seconds'])}, {megabytes:.0f} MB exchanged, "

@@ -149,7 +149,7 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
 
     def keep(client: int, arrays: Arrays) -> None:
         if watch is not None:
-            watch.keep(client, arrays, _local_arrays(run, client))
+            watch.keep(client, arrays, _local_arrays(run, client) if client in watch.watched else {})
 
     partition_of = {node: p for p, node in run.nodes.items()}
     lacking = partial(_unsent, run, now=now)
@@ -252,7 +252,7 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
     rows = rundir.rows()
     last = rows[-1]
     save_encoder(rundir.path, job, run.data.train.shape, arrays)
-    final = run.monitor.final(arrays, now)
+    final, alarms = run.monitor.final(arrays, now, int(last["round"]))
     started = time.perf_counter()
     probes: dict[str, dict[str, float]] = {}
     spectra = {"federated": evaluator.spectrum(arrays)}
@@ -275,7 +275,7 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
         **{f"random_encoder_{key}": value for key, value in chance.items() if key.endswith("accuracy")},
         **{f"central_{k}": v for k, v in probes.get("central", {}).items() if k.endswith("accuracy")},
         "epsilon": None,
-        "alarms": [asdict(alarm) for alarm in run.monitor.alarms(final, int(last["round"]))],
+        "alarms": [asdict(alarm) for alarm in alarms],
         "seconds": float(sum(row["seconds"] for row in rows)),
         "final_seconds": time.perf_counter() - started,
         "bytes_up": int(sum(row["bytes_up"] for row in rows)),
