@@ -73,7 +73,8 @@ def uploads(job: Job, shape: tuple[Any, ...]) -> Mapping[str, Entry]:
                 f"hold one entry for each: use strategy.share.{part}=local, or payload.allow=[{part}] if every client "
                 "agrees to that"
             )
-        why = f"{part} is merged on the server by {str(job.tree['strategy']['_target_']).rpartition('.')[2]}"
+        role = "is a summary of the client's data for" if part in job.method.summaries else "is merged on the server by"
+        why = f"{part} {role} {str(job.tree['strategy']['_target_']).rpartition('.')[2]}"
         found[name] = _entry(job, name, value, why, follows)
     return found
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 
 from fedssl import config, payload
-from fedssl.job import split
 from fedssl.setup import data_of, device_of
+from fedssl.shards import parts_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -18,8 +18,8 @@ def main(arguments: Sequence[str]) -> int:
         PrivacyError: the run would send data of single examples without consent.
     """
     job = config.compose([word for word in arguments if word != "--json"]).job
-    data = data_of(job, device_of(job))
-    content = payload.manifest(job, data, split(job, data.train))
+    device = device_of(job)
+    content = payload.manifest(job, data_of(job, device), parts_of(job, device))
     if "--json" in arguments:
         print(json.dumps(content, indent=2))
         return 0

@@ -56,6 +56,8 @@ def test_the_manifest_says_what_the_clients_then_send(method: str, tmp_path: Pat
     assert [e["name"] for e in content["down"]] == list(arrays)
     assert not any(entry["per_example"] or entry["differentially_private"] for entry in content["up"])
     assert all(entry["why"] for key in ("up", "down") for entry in content[key])
+    told = {entry["part"] for entry in content["up"] if "is a summary of the client's data" in entry["why"]}
+    assert told == {"fedsc": {"correlation"}, "orchestra": {"centroids", "local_centroids"}}.get(method, set())
     numbers = {entry["name"] for entry in content["up"] if not entry["part"]}
     (row,) = rundir.rows()
     clients = rundir.rows("clients.jsonl")
