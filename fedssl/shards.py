@@ -56,9 +56,16 @@ def as_seen(job: Job, client: int, device: torch.device, part: str = "test") -> 
     return table if optics is None else Seen.by(table, client, optics)
 
 
+def as_held(job: Job, device: torch.device) -> Table:
+    """The training set, each example as the client that holds it sees it."""
+    train: Table = data_of(job, device).train
+    optics = _optics(job.text, device, "train")
+    return train if optics is None else Seen.by_owners(train, owner_of(parts_of(job, device)), optics)
+
+
 def union_of(job: Job, device: torch.device) -> Shard:
-    """All examples, each as the client that holds it sees it: what a baseline without a federation trains on."""
-    train = _as_held(job, device)
+    """All of `as_held`: what a baseline without a federation trains on."""
+    train = as_held(job, device)
     return Shard.of(train, np.arange(len(train)))
 
 
@@ -76,7 +83,7 @@ def described(job: Job, data: Data, parts: Sequence[Indices]) -> dict[str, Any]:
 
 def measured_skew(job: Job, device: torch.device) -> Mapping[str, float]:
     """`feature_skew` of a sample of what the clients see, by its name; empty where it is not defined."""
-    owner, table = owner_of(parts_of(job, device)), _as_held(job, device)
+    owner, table = owner_of(parts_of(job, device)), as_held(job, device)
     if len(table.shape) not in (2, 3) or not all(isinstance(side, int) for side in table.shape):
         return {}
     some = seeds.stream(job.seed, "describe").permutation(len(table))[:_DESCRIBED]
@@ -91,12 +98,6 @@ def statistics(x: Tensor) -> Tensor:
     axes = tuple(range(2, x.dim()))
     steps = [torch.nan_to_num(x.diff(dim=axis).abs().mean(axes)) for axis in axes]  # a side of one has no step
     return torch.cat((x.mean(axes), x.std(axes, correction=0), *steps), 1)
-
-
-def _as_held(job: Job, device: torch.device) -> Table:
-    train: Table = data_of(job, device).train
-    optics = _optics(job.text, device, "train")
-    return train if optics is None else Seen.by_owners(train, owner_of(parts_of(job, device)), optics)
 
 
 @lru_cache(maxsize=4)

@@ -26,6 +26,7 @@ from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model, load_arrays, seed_parameters, to_arrays
 from fedssl.parts import Arrays, Coupling, Part
 from fedssl.setup import data_of
+from fedssl.shards import as_held
 from fedssl.tree import ExactMean
 from simulations.studies.federated.measures import MEAN, WORST, Probed, distributions, for_clients
 from simulations.studies.tools.runs import CPU
@@ -118,7 +119,7 @@ class Baseline:
 
     def _train(self, rate: float, shards: Sequence[Ints]) -> Arrays:
         job, local, model = self.job, replace(self.job.local, lr=rate), self._model()
-        now = to_arrays(model)
+        now, seen = to_arrays(model), as_held(job, CPU)
         methods = [self._method(rows) for rows in shards]
         for at in range(1, job.federation.rounds + 1):
             mean = ExactMean()
@@ -127,7 +128,7 @@ class Baseline:
                 fit(
                     method,
                     model,
-                    Shard.of(self.data.train, rows),
+                    Shard.of(seen, rows),
                     job.data.augment,
                     local,
                     gradient=job.gradient,
