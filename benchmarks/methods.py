@@ -38,19 +38,18 @@ BATCH = 64  # of the memory measurement
 SETTINGS = {"iid": ("partition=iid", "baselines=true"), "skewed": ("partition=dirichlet", "partition.alpha=0.1")}
 
 
-def options_for(name: str) -> list[str]:
-    """The method, and the strategy of its name if it is one half of a federated rule."""
-    return [f"method={name}", *([f"strategy={name}"] if name in config.options_of("strategy") else [])]
-
-
 def job_of(name: str, *options: str) -> Job:
     """A method's default job on the digits."""
-    return config.compose([*options_for(name), *options]).job
+    return config.compose([f"method={name}", *options]).job
 
 
 def methods() -> list[str]:
-    """The methods that make sense on images."""
-    return [name for name in config.options_of("method") if "images" in job_of(name).method.modalities]
+    """The methods that make sense on images and without a server; docs/strategies.md measures the others."""
+    targets = {
+        name: (config.conf_dir() / "method" / f"{name}.yaml").read_text() for name in config.options_of("method")
+    }
+    alone = [name for name, text in targets.items() if "_target_: fedssl.methods.federated." not in text]
+    return [name for name in alone if "images" in job_of(name).method.modalities]
 
 
 def described(name: str) -> dict[str, Any]:
@@ -93,26 +92,19 @@ def activations(job: Job) -> int:
     return sum(kept.values())
 
 
-def has_central(name: str) -> bool:
-    """Whether the method makes sense without a server: no part of it is for one to set."""
-    method = job_of(name).method
-    return not any(part.name in method.summaries for part in method.parts)
-
-
 def measured(name: str, seeds: Sequence[int], rounds: int, folder: Path) -> list[dict[str, Any]]:
     """The probes of each setting and seed."""
     rows = []
     for seed in seeds:
         for setting, options in SETTINGS.items():
-            own = [*options_for(name), f"seed={seed}", f"federation.rounds={rounds}", "evaluate.every=0"]
-            chosen = [o for o in options if o != "baselines=true" or has_central(name)]
-            plan = config.compose([*own, *chosen, f"out={folder}", f"name={name}-{setting}-{seed}"])
+            own = [f"method={name}", f"seed={seed}", f"federation.rounds={rounds}", "evaluate.every=0"]
+            plan = config.compose([*own, *options, f"out={folder}", f"name={name}-{setting}-{seed}"])
             rundir = plan.open()
             if not rundir.done:
                 plan.build_engine().run(plan.job, rundir, Reporter(quiet=True))
             summary = rundir.read("summary.json")
             keys = ("linear_accuracy", "one_label_accuracy")
-            central = "baselines=true" in chosen
+            central = "baselines=true" in options
             kinds = {"": setting, "random_encoder_": "random"} | ({"central_": "central"} if central else {})
             rows += [
                 {"setting": kind, "seed": seed, **{key: summary[prefix + key] for key in keys}}
@@ -142,8 +134,8 @@ def table(result: Mapping[str, Any]) -> str:
             "",
             f"Linear-probe accuracy in %, mean ± standard deviation over seeds {', '.join(map(str, result['seeds']))} "
             f"(each with its own split and weights); ten clients, {result['rounds']} rounds, default options, "
-            f"`central` with equal steps on the union, empty where a method needs its server. KiB an example: "
-            f"activations kept for the backward pass at batch {BATCH}. {about['date'][:10]}, {about['cpu']}, "
+            f"`central` with equal steps on the union. KiB an example: activations kept for the backward pass at batch "
+            f"{BATCH}. {about['date'][:10]}, {about['cpu']}, "
             f"{about['cores']} cores, torch {about['versions']['torch']}: `{result['command']}`.",
             "",
         ]
