@@ -149,7 +149,7 @@ def healthy() -> list[Case]:
     plain = [Case(f"{n}, {split}", (), (f"method={n}", *where, *TEN)) for n in names for split, where in splits]
     longer = [Case(f"{n}, IID, 5 local epochs", (), (f"method={n}", *IID, *LONG)) for n in names if n in COLLAPSIBLE]
     others = [
-        Case("simclr, FedAdam", (), ("method=simclr", "strategy=fedadam", *SKEWED, "federation.fraction=0.5", *TEN)),
+        Case("simclr, FedAdam", (), ("method=simclr", "strategy=fedadam", *SKEWED, "participation.fraction=0.5", *TEN)),
         Case("simclr, FedMedian", (), ("method=simclr", "strategy=fedmedian", *SKEWED, *TEN)),
         Case("simclr, FedBN", (), ("method=simclr", "strategy=fedbn", *SKEWED, *TEN)),
         Case(

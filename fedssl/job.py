@@ -17,22 +17,24 @@ from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
 from fedssl.compression import Compression
 from fedssl.decorrelated import Decorrelated
-from fedssl.errors import ConfigError
+from fedssl.errors import ConfigError, ProtocolError
 from fedssl.gradient import GradientTransform
 from fedssl.method import Augment, MultiCrop, SSLMethod
 from fedssl.modalities.pairs import SIDES
+from fedssl.participation.base import Attendance, Participation
 from fedssl.partition import FeatureShift, Partition, Splittable
 from fedssl.parts import Part
 
 
 @dataclass(frozen=True)
 class Federation:
-    """Who takes part."""
+    """Who there is, for how long, and what is forgiven."""
 
     clients: int = 10
     rounds: int = 40
-    fraction: float = 1.0  # of the clients, drawn anew each round
     tolerate: int = 0  # failed or missing clients a round that do not end the run
+    quorum: int = 1  # updates that a round needs
+    below_quorum: str = "skip"  # a round with fewer leaves the model as it is; or end, the run
     timeout_s: float = 3600.0  # for the replies of one round
 
     def __post_init__(self) -> None:
@@ -40,10 +42,27 @@ class Federation:
             raise ConfigError(
                 f"federation.clients={self.clients} and federation.rounds={self.rounds} must both be at least 1"
             )
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(f"federation.fraction={self.fraction} is a share of the clients: give a number in (0, 1]")
         if self.tolerate < 0 or self.timeout_s <= 0:
             raise ConfigError("federation.tolerate must be at least 0 and federation.timeout_s above 0")
+        if not 1 <= self.quorum <= self.clients:
+            raise ConfigError(
+                f"federation.quorum={self.quorum} updates a round cannot come from {self.clients} clients: "
+                "give a number from 1 to federation.clients"
+            )
+        if self.below_quorum not in ("skip", "end"):
+            raise ConfigError(f"federation.below_quorum={self.below_quorum!r} is unknown: use skip or end")
+
+    def skip(self, at: int, updates: int) -> None:
+        """Let a round with fewer updates than the quorum pass, or not.
+
+        Raises:
+            ProtocolError: such a round ends the run.
+        """
+        if self.below_quorum == "end":
+            raise ProtocolError(
+                f"round {at} has {updates} updates and federation.quorum={self.quorum}: `fedssl resume` asks "
+                "the clients again; or start anew with a lower quorum, more clients a round, or below_quorum=skip"
+            )
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ class Job:
         "checkpoint_every": int,
     }
     OPTIONAL = ("public",)  # null, or examples that everybody may read
-    GROUPS = ("method", "encoder", "data", "partition", "strategy", "privacy", "compression")
+    GROUPS = ("method", "encoder", "data", "partition", "participation", "strategy", "privacy", "compression")
     SECTIONS = ("local", "federation", "evaluate", "payload")
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
@@ -156,6 +175,15 @@ class Job:
         return cast(Partition, build(self.tree["partition"], "partition"))
 
     @cached_property
+    def participation(self) -> Participation:
+        """Who takes part when."""
+        return cast(Participation, build(self.tree["participation"], "participation"))
+
+    def attendance(self, at: int) -> Attendance:
+        """The turns that end in round `at`, known from the configuration alone."""
+        return self.participation.plan(self.federation.clients, at, self.seed)
+
+    @cached_property
     def gradient(self) -> GradientTransform:
         """How batches become gradients."""
         return cast(GradientTransform, build(self.tree["privacy"], "privacy"))
@@ -172,7 +200,7 @@ class Job:
 
     @cached_property
     def federation(self) -> Federation:
-        """Who takes part."""
+        """Who there is."""
         return cast(Federation, construct(Federation, self.tree["federation"], "federation"))
 
     @cached_property
@@ -212,7 +240,7 @@ class Job:
             ConfigError: for the first option that does not fit.
         """
         _ = self.method, self.encoder, self.data, self.partition, self.gradient
-        _ = self.local, self.federation, self.evaluate, self.consent, self.compression
+        _ = self.local, self.federation, self.participation, self.evaluate, self.consent, self.compression
         if self.tree.get("public") is not None:
             build(self.tree["public"], "public")
         self.strategy()

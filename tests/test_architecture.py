@@ -13,7 +13,10 @@ NAMES = [str(p.relative_to(ROOT)) for p in FILES]
 
 # Each layer may import itself and the ones before it.
 LAYERS = (
-    {"errors", "parts", "seeds", "files", "tree", "build", "partition", "coding", "packing", "compression"},
+    {
+        *("errors", "parts", "seeds", "files", "tree", "build", "partition"),
+        *("participation", "coding", "packing", "compression"),
+    },
     {
         "norms",
         "model",

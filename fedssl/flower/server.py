@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from fedssl.client import FitResult
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.export import save_encoder
-from fedssl.flower import codec, state_files, strategy_state
+from fedssl.flower import codec, state_files, strategy_state, turns
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, instruct, roster
+from fedssl.flower.rounds import CohortGrid, Tally, exchange, instruct, roster
 from fedssl.flower.rule import PartRule
 from fedssl.job import Job
 from fedssl.model import layout_of, to_arrays
 from fedssl.monitor import Monitor
+from fedssl.participation.base import Attendance, Turn
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
 from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
@@ -52,6 +54,7 @@ class _Run:
     parameters: frozenset[str]  # of the model, by name
     nodes: Mapping[int, int]  # partition -> node id
     state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
+    history: turns.History = field(default_factory=turns.History)  # of the merged model
 
 
 def federate(
@@ -71,14 +74,19 @@ def federate(
     """
     torch.set_num_threads(job.threads)
     job.check()
+    job.attendance(1)  # a trace that cannot be read ends the run before it begins
     with rundir.lock():
         run, point, initial = _open(grid, job, rundir, reporter, state_dir)
         strategy = job.strategy()
         _check_senders(run, strategy)
         done, now = 0, {key: value for key, value in initial.items() if run.shares[key] is Share.merge}
         if point is not None:
-            done, now = point.round, tree.like(point.arrays, initial)
+            saved = tree.like(point.arrays, initial)
+            done, now = point.round, {key: saved[key] for key in now}  # in order: Flower's FedAvgM counts on it
             strategy_state.give(strategy, *point.strategy)
+            run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
+        run.history.models[done] = now
+        run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
         _restore_clients(run, done)
         reporter.begin(rundir.path.name, done, job.federation.rounds)
         try:
@@ -129,32 +137,47 @@ def _check_senders(run: _Run, strategy: Any) -> None:
 
 
 def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
-    """Instruct a cohort, merge its replies, measure, log, checkpoint."""
+    """Instruct who takes part, merge the replies, measure, log, checkpoint."""
     started = time.perf_counter()
     job = run.job
     measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
-    chosen = cohort(job.federation, job.seed, at)
-    watch = run.monitor.watch(at, initial, now, chosen[: job.evaluate.clients]) if measured else None
+    attendance, asynchronous = job.attendance(at), job.participation.max_staleness > 0
+    if len(attendance.turns) < job.federation.quorum:
+        attendance = Attendance(())  # nobody is asked
+    turn_of = {turn.client: turn for turn in attendance.arriving}
+    watch = run.monitor.watch(at, initial, now, list(turn_of)[: job.evaluate.clients]) if measured else None
 
     def keep(client: int, arrays: Arrays) -> None:
         if watch is not None:
             watch.keep(client, arrays, _local_arrays(run, client))
 
-    partition_of = {node: p for p, node in run.nodes.items()}
+    partition_of = {run.nodes[client]: client for client in turn_of}
     lacking = partial(untrained, run.data, keys=now)
     unpack = partial(job.compression.unpack, parameters=run.parameters)
-    tally = Tally(chosen, job.federation.tolerate, now, partition_of, keep, lacking, unpack)
-    merged = _merge(run, strategy, at, now, tally)
-    row: dict[str, Any] = {"round": at, "clients": len(tally.rows), "failures": len(tally.failures)}
-    row |= {key: tally.mean(key) for key in ("loss", "drift")}
+    began = {turn.client: run.history.models[turn.start] for turn in turn_of.values()}
+    tally = Tally(list(turn_of), job.federation.tolerate, now, partition_of, keep, lacking, unpack, began)
+    merged = _merge(run, strategy, at, now, tally, turn_of)
+    row: dict[str, Any] = {"round": at, "clients": tally.updates, "failures": len(tally.failures)}
+    if merged is None:
+        job.federation.skip(at, tally.updates)
+        row["skipped"], merged = True, now
+    else:
+        run.history.merges.append(at)
+    if tally.updates:
+        row |= {key: tally.mean(key) for key in ("loss", "drift")}
+    row |= turns.summary(attendance, at, asynchronous)
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
-    row["bytes_down"] = tally.bytes_down
+    lost = len(attendance.turns) - len(turn_of)  # they were sent the model, too
+    row["bytes_down"] = tally.bytes_down + lost * job.compression.down_bytes(now, run.parameters)
     row["train_seconds"] = time.perf_counter() - started
     parts: list[dict[str, Any]] = []
     if watch is not None:
         measures, parts = run.monitor.close(watch, merged, tally.rows)
         row |= measures
     row["seconds"] = time.perf_counter() - started
+    run.history.add(at, merged, job.participation.max_staleness)
+    if asynchronous:
+        tally.rows = [{**r, "staleness": turn_of[int(r["client"])].staleness(at)} for r in tally.rows]
     run.rundir.log(row, [{"round": at, **r} for r in tally.rows], parts)
     if at % job.checkpoint_every == 0 or at == job.federation.rounds:
         _checkpoint(run, strategy, at, merged, [int(r["client"]) for r in tally.rows])
@@ -164,25 +187,35 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     return merged
 
 
-def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally) -> Arrays:
-    """Send the present arrays to the tally's cohort and let the strategy merge what comes back."""
+def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of: Mapping[int, Turn]) -> Arrays | None:
+    """Instruct the clients of these turns and let the strategy merge what comes back; None if too little does."""
     job = run.job
-    config = ConfigRecord({"job": job.text, "server-round": at})
+    if not turn_of:
+        return None
+    config = ConfigRecord({"job": job.text, "server-round": at, "made": run.history.made(at - 1)})
     if run.state_dir is not None:
         config["state-dir"] = str(run.state_dir)
         config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
-    order = {run.nodes[p]: i for i, p in enumerate(tally.expected)}
+    by_node = {run.nodes[client]: turn for client, turn in turn_of.items()}
+    order = {node: i for i, node in enumerate(by_node)}
     messages = list(strategy.configure_train(at, codec.encode(now), config, CohortGrid(run.grid, list(order))))
-    tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
+    for message in messages:
+        turns.instruct(message, by_node[message.metadata.dst_node_id], at, run.history)
+    tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))
+    replies = turns.catch_up(replies, by_node, at, run.history, job.participation.scale, job.method.summaries)
     if not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
-    record, _ = strategy.aggregate_train(at, replies)
+    first = list(islice(replies, job.federation.quorum))  # before the strategy, whose state merging may change
+    if len(first) < job.federation.quorum:
+        return None
+    record, _ = strategy.aggregate_train(at, chain(first, replies))
     if record is None:
         raise ConfigError(
-            f"the strategy merged nothing in round {at}: it needs more clients than the {len(order)} asked"
+            f"the strategy merged nothing in round {at}: it needs more clients than the {len(order)} asked; "
+            "let more take part, or set federation.quorum to what it needs"
         )
     merged = tree.like(codec.decode(record), now)
     tree.check_same(merged, now, "the strategy's merge")
@@ -202,7 +235,8 @@ def _checkpoint(run: _Run, strategy: Any, at: int, now: Arrays, clients: list[in
             state = codec.ClientState.load(run.grid.context(run.nodes[client]))
             if not state.empty:
                 state_files.write(run.rundir.clients, client, state)
-    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy)))
+    past = {version: model for version, model in run.history.models.items() if version != at}
+    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past))
     if isinstance(run.grid, InProcessGrid) and run.rundir.clients.exists():
         for client in clients:
             state_files.prune(run.rundir.clients, client, at)
@@ -252,7 +286,7 @@ def _finish(run: _Run, arrays: Arrays) -> dict[str, Any]:
     mine, chance = probes.get("federated", {}), probes.get("random encoder", {})
     summary = {
         "rounds": int(last["round"]),
-        "loss": last["loss"],
+        "loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),  # None: nobody ever came
         **final,
         **mine,
         **{f"random_encoder_{key}": value for key, value in chance.items() if key.endswith("accuracy")},
