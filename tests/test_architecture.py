@@ -45,7 +45,7 @@ LAYERS = (
         "duplicates",
     },
     {"methods", "decorrelated", "gradient", "client", "privacy"},
-    {"job", "setup", "payload", "shards", "rundir", "progress"},
+    {"job", "setup", "payload", "shards", "rundir", "provenance", "progress"},
     {
         "evaluation",
         "monitor",

@@ -254,9 +254,13 @@ def test_what_a_client_says_of_its_data_is_no_change_of_anything() -> None:
         message = Message(codec.instruction(codec.encode(old), codec.ConfigRecord({})), 1, "train")
         reply = Message(codec.reply(new, {codec.WEIGHT: 1}), reply_to=message)
     history = turns.History({0: old, 3: now})
-    stale = {reply.metadata.src_node_id: Turn(0, 0)}
-    (moved,) = turns.catch_up([reply], stale, 4, history, lambda staleness: 0.5, ("correlation",))
+    stale = {reply.metadata.src_node_id: Turn(7, 0)}
+    told: list[tuple[int, Arrays]] = []
+    scale, tell = (lambda staleness: 0.5), (lambda client, arrays: told.append((client, arrays)))
+    (moved,) = turns.catch_up([reply], stale, 4, history, scale, ("correlation",), tell)
     assert_same(codec.decode(moved.content.array_records[codec.ARRAYS]), {**new, "encoder.w": np.float32([5.5])})
+    assert told[0][0] == 7
+    assert told[0][1]["encoder.w"] == 5.5, "the monitor compares the merge with what was merged"
 
 
 @pytest.mark.parametrize("strategy", ["fedema", "fedsc"])

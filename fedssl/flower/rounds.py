@@ -136,6 +136,7 @@ class Tally:
     now: Arrays
     partition_of: Mapping[int, int]  # node id -> partition
     keep: Callable[[int, Arrays], None]  # called with every client's arrays, before they are freed
+    moved: Callable[[int, Arrays], None] = lambda client, arrays: None  # and with those that are merged, if others
     lacking: Callable[[int], Collection[str]] = lambda client: ()  # names that a client leaves out of its update
     unpack: Callable[[Arrays, Arrays, str], Arrays] = lambda wire, asked, who: wire  # a client's arrays from the wire's
     began: Mapping[int, Arrays] = field(default_factory=dict)  # the models of those that began with another than `now`

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
@@ -33,9 +30,10 @@ from fedssl.monitor import Monitor
 from fedssl.participation.base import Attendance, Turn
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
-from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
+from fedssl.provenance import manifest
+from fedssl.rundir import Checkpoint, RunDirectory, split_table
 from fedssl.setup import build_model, data_of, device_of, shares_of, untrained
-from fedssl.shards import described, measured_skew, parts_of
+from fedssl.shards import described, parts_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def _open(
         raise ConfigError("every part is local or derived, so nothing would be federated: let at least one part merge")
     point = rundir.latest()
     if point is None:
-        rundir.write("manifest.json", _manifest(job, data, parts, device))
+        rundir.write("manifest.json", manifest(job, data, parts, device))
         table = split_table(parts, data.train.targets, data.classes)
         rundir.write("split.json", table | described(job, data, parts))
         partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
@@ -151,11 +149,15 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
         if watch is not None:
             watch.keep(client, arrays, _local_arrays(run, client))
 
+    def moved(client: int, arrays: Arrays) -> None:
+        if watch is not None:
+            watch.weights.add(client, arrays)  # the merge is compared with what was merged
+
     partition_of = {run.nodes[client]: client for client in turn_of}
     lacking = partial(untrained, run.data, keys=now)
     unpack = partial(job.compression.unpack, parameters=run.parameters)
     began = {turn.client: run.history.models[turn.start] for turn in turn_of.values()}
-    tally = Tally(list(turn_of), job.federation.tolerate, now, partition_of, keep, lacking, unpack, began)
+    tally = Tally(list(turn_of), job.federation.tolerate, now, partition_of, keep, moved, lacking, unpack, began)
     merged = _merge(run, strategy, at, now, tally, turn_of)
     row: dict[str, Any] = {"round": at, "clients": tally.updates, "failures": len(tally.failures)}
     if merged is None:
@@ -204,7 +206,9 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
         turns.instruct(message, by_node[message.metadata.dst_node_id], at, run.history)
     tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))
-    replies = turns.catch_up(replies, by_node, at, run.history, job.participation.scale, job.method.summaries)
+    replies = turns.catch_up(
+        replies, by_node, at, run.history, job.participation.scale, job.method.summaries, tally.moved
+    )
     if not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
@@ -316,25 +320,3 @@ def _central(run: _Run) -> Arrays:
         return central(run.job, run.data.train, run.device, tick)
     finally:
         run.reporter.end()
-
-
-def _manifest(job: Job, data: Any, parts: list[np.ndarray], device: torch.device) -> dict[str, Any]:
-    """Where and with what a run was made."""
-    commit = git_commit(Path(__file__).resolve().parents[2])
-    return {
-        "fedssl": version("fedssl"),
-        **({"git_commit": commit} if commit else {}),
-        "versions": {name: version(name) for name in ("torch", "flwr", "numpy", "scikit-learn")},
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch_threads": job.threads,
-        "seed": job.seed,
-        "job": job.fingerprint,
-        "examples": {"train": len(data.train), "test": len(data.test)},
-        "split": {
-            "fingerprint": partition.fingerprint(parts),
-            **partition.heterogeneity(parts, data.train.targets),
-            **measured_skew(job, device),
-        },
-    }
