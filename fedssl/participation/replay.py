@@ -33,8 +33,7 @@ class Replay:
     @property
     def max_staleness(self) -> int:
         """The largest of the file."""
-        rounds = read_turns(self.path)
-        return max((turn.staleness(at) for at, turns in rounds.items() for turn in turns), default=0)
+        return read_turns(self.path)[1]
 
     def plan(self, clients: int, at: int, seed: int) -> Attendance:
         """See `Participation`.
@@ -42,7 +41,7 @@ class Replay:
         Raises:
             ConfigError: the file is missing or not such a list, or has more clients.
         """
-        turns = read_turns(self.path).get(at, ())
+        turns = read_turns(self.path)[0].get(at, ())
         if turns and turns[-1].client >= clients:
             raise ConfigError(
                 f"{self.path} has client {turns[-1].client} in round {at}, and federation.clients={clients}: "
@@ -55,8 +54,8 @@ class Replay:
         return scale(staleness, self.rate, self.discount)
 
 
-def read_turns(path: str) -> Mapping[int, tuple[Turn, ...]]:
-    """The turns of each round; read again when the file has changed.
+def read_turns(path: str) -> tuple[Mapping[int, tuple[Turn, ...]], int]:
+    """The turns of each round, and their largest staleness; read again when the file has changed.
 
     Raises:
         ConfigError: the file is missing or not a list of turns.
@@ -68,7 +67,7 @@ def read_turns(path: str) -> Mapping[int, tuple[Turn, ...]]:
 
 
 @lru_cache(maxsize=2)
-def _read(path: str, changed: int) -> Mapping[int, tuple[Turn, ...]]:
+def _read(path: str, changed: int) -> tuple[Mapping[int, tuple[Turn, ...]], int]:
     rounds: dict[int, dict[int, Turn]] = {}
     try:
         for line in Path(path).read_text(encoding="utf-8").splitlines():
@@ -86,4 +85,5 @@ def _read(path: str, changed: int) -> Mapping[int, tuple[Turn, ...]]:
             f"{path} is not a list of turns ({error}): give JSON lines with `round` and `client`, each client once a "
             "round, as in clients.jsonl of a run"
         ) from error
-    return {at: in_order(turns.values()) for at, turns in rounds.items()}
+    oldest = max((turn.staleness(at) for at, turns in rounds.items() for turn in turns.values()), default=0)
+    return {at: in_order(turns.values()) for at, turns in rounds.items()}, oldest
