@@ -143,7 +143,7 @@ def healthy() -> list[Case]:
     ]
     splits = {"IID": IID, "Dir(0.1)": SKEWED}
     others = {
-        "SimCLR, FedAdam": ("strategy=fedadam", *SKEWED, "federation.fraction=0.5"),
+        "SimCLR, FedAdam": ("strategy=fedadam", *SKEWED, "participation.fraction=0.5"),
         "SimCLR, FedMedian": ("strategy=fedmedian", *SKEWED),
         "SimCLR, FedBN": ("strategy=fedbn", *SKEWED),
         "SimCLR, uniform weights, quantity skew": (

@@ -20,12 +20,14 @@ def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int
     """Pretrain on the union of all clients' data: same method, initial values and schedule, equal steps and examples.
 
     One epoch takes as many gradient steps as all clients of the federation together, so its batches are as large as
-    theirs on average, and there are as many epochs as rounds times the fraction of clients that takes part; both up to
-    rounding. `tick` is called with each finished round, their number, and the result.
+    theirs on average, and there are as many epochs as a client of the federation has on average: lost turns count for
+    nothing, short ones for their share. Both up to rounding. `tick` is called with each finished round, their number,
+    and the result.
     """
     steps = sum(-(-len(rows) // job.local.batch_size) for rows in parts_of(job, device))
     local = replace(job.local, batch_size=-(-len(train) // steps))
-    rounds = max(1, round(job.federation.rounds * job.federation.fraction))
+    turns = (turn for at in range(1, job.federation.rounds + 1) for turn in job.attendance(at).arriving)
+    rounds = max(1, round(sum(turn.work for turn in turns) / job.federation.clients))
     model = build_model(job, train.shape, len(train)).to(device)
     for at in range(1, rounds + 1):
         result = fit(

@@ -62,9 +62,10 @@ class FitResult:
 
     examples: int
     steps: int
-    loss: float  # mean over the round, weighted by examples
+    loss: float  # mean over the round, weighted by examples; nan without a step
     feature_std: float  # of the last batch's features; see diagnostics.feature_std
     measures: Mapping[str, float] = field(default_factory=dict)  # the method's, means over the round; and `Movement`'s
+    work: float = 1.0  # share of the round's steps that was done
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +116,15 @@ def fit(
     client: int,
     public: Examples | None = None,
     pull: Pull | None = None,
+    work: float = 1.0,
 ) -> FitResult:
     """Train a model in place on one client's examples for one round.
 
     All randomness comes from (seed, client, round), so the result does not depend on who trained before. Nothing
     inside the loop waits for the device.
+
+    With `work` below 1 the client stops early: it does that share of the round's steps, rounded down, exactly as it
+    would have begun the whole round, learning rates included. Without time for a step it changes nothing.
 
     Raises:
         ConfigError: the client has no examples, or too few for batch normalisation.
@@ -136,17 +141,20 @@ def fit(
     noise = seeds.stream(seed, *path, "gradient")
     pixels = seeds.torch_stream(seed, *path, "augment", device=device)
     batches = [index.to(device) for index in gradient.batches(n, local.batch_size, local.epochs, order)]
+    steps, done = len(batches), math.floor(work * len(batches) + 1e-9)  # 0.7 * 10 is 7, in spite of its last bit
+    if not done:
+        return FitResult(examples=n, steps=0, loss=math.nan, feature_std=math.nan, work=0.0)
     optimizer = optimizer_for(model, local)
     trainable = [p for p in model.parameters() if p.requires_grad]
     model.train()
     discard_statistics(model)
     derive(model, method.parts, [f"{part.name}." for part in method.parts if part.frozen])
     readings = seeds.stream(seed, *path, "public")
-    method.after_merge(model, data, public, augment, Step(round, rounds, 0, len(batches)))
+    method.after_merge(model, data, public, augment, Step(round, rounds, 0, steps))
     movement = Movement(model, method.parts)
     totals, seen, features = {"loss": torch.zeros((), device=device)}, 0, None
-    for i, index in enumerate(batches):
-        step = Step(round, rounds, i, len(batches))
+    for i, index in enumerate(batches[:done]):
+        step = Step(round, rounds, i, steps)
         for group in optimizer.param_groups:
             group["lr"] = schedules.learning_rate(step.progress, local.lr, local.schedule, local.warmup)
         examples = data.batch(index)
@@ -180,7 +188,7 @@ def fit(
     summaries = seeds.torch_stream(seed, *path, "upload", device=device)
     measures |= {k: v.item() for k, v in method.before_upload(model, data, public, augment, summaries).items()}
     std = feature_std(features.float()) if features is not None else 0.0
-    return FitResult(n, len(batches), loss, std, measures | movement.measures())
+    return FitResult(n, done, loss, std, measures | movement.measures(), done / steps)
 
 
 def beside(

@@ -121,7 +121,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
-        near = difflib.get_close_matches(key, _known_keys(overrides), n=1, cutoff=0.5)
+        known = _known_keys(overrides)
+        moved = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
+        near = moved[:1] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "`fedssl pretrain --cfg job` shows all options"
         return ConfigError(f"{key} is not an option here: {hint}")
     if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -21,52 +20,10 @@ from fedssl.errors import ConfigError
 from fedssl.gradient import GradientTransform
 from fedssl.method import Augment, MultiCrop, SSLMethod
 from fedssl.modalities.pairs import SIDES
+from fedssl.participation.base import Attendance, Participation
 from fedssl.partition import FeatureShift, Partition, Splittable
 from fedssl.parts import Part
-
-
-@dataclass(frozen=True)
-class Federation:
-    """Who takes part."""
-
-    clients: int = 10
-    rounds: int = 40
-    fraction: float = 1.0  # of the clients, drawn anew each round
-    tolerate: int = 0  # failed or missing clients a round that do not end the run
-    timeout_s: float = 3600.0  # for the replies of one round
-
-    def __post_init__(self) -> None:
-        if min(self.clients, self.rounds) < 1:
-            raise ConfigError(
-                f"federation.clients={self.clients} and federation.rounds={self.rounds} must both be at least 1"
-            )
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(f"federation.fraction={self.fraction} is a share of the clients: give a number in (0, 1]")
-        if self.tolerate < 0 or self.timeout_s <= 0:
-            raise ConfigError("federation.tolerate must be at least 0 and federation.timeout_s above 0")
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """What is measured on labelled data, on the server; labels never reach the training."""
-
-    every: int = 5  # rounds between measurements; 0 measures at the end only
-    clients: int = 4  # client encoders measured before the merge (simulation only)
-    examples: int = 2000  # at most, for each of kNN bank, test set and diagnostics during training
-    knn_k: int = 20
-    final: bool = True  # linear and few-label probes, at the end
-    repeats: int = 10  # draws of the few-label probe
-
-    def __post_init__(self) -> None:
-        if min(self.every, self.clients) < 0 or min(self.examples, self.knn_k, self.repeats) < 1:
-            raise ConfigError("evaluate: every and clients must be at least 0; examples, knn_k, repeats at least 1")
-
-
-@dataclass(frozen=True)
-class Consent:
-    """What may leave a client although it holds data of single examples; see `fedssl payload`."""
-
-    allow: tuple[str, ...] = ()  # parts of the model
+from fedssl.sections import Consent, Evaluate, Federation
 
 
 class Source(Protocol):
@@ -105,7 +62,7 @@ class Job:
         "checkpoint_every": int,
     }
     OPTIONAL = ("public", "encoders")  # null, or examples that everybody may read; null, or encoders of clients
-    GROUPS = ("method", "encoder", "data", "partition", "strategy", "privacy", "compression")
+    GROUPS = ("method", "encoder", "data", "partition", "participation", "strategy", "privacy", "compression")
     SECTIONS = ("local", "federation", "evaluate", "payload")
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
@@ -174,6 +131,15 @@ class Job:
         return cast(Partition, build(self.tree["partition"], "partition"))
 
     @cached_property
+    def participation(self) -> Participation:
+        """Who takes part when."""
+        return cast(Participation, build(self.tree["participation"], "participation"))
+
+    def attendance(self, at: int) -> Attendance:
+        """The turns that end in round `at`, known from the configuration alone."""
+        return self.participation.plan(self.federation.clients, at, self.seed)
+
+    @cached_property
     def gradient(self) -> GradientTransform:
         """How batches become gradients."""
         return cast(GradientTransform, build(self.tree["privacy"], "privacy"))
@@ -190,7 +156,7 @@ class Job:
 
     @cached_property
     def federation(self) -> Federation:
-        """Who takes part."""
+        """Who there is."""
         return cast(Federation, construct(Federation, self.tree["federation"], "federation"))
 
     @cached_property
@@ -230,7 +196,7 @@ class Job:
             ConfigError: for the first option that does not fit.
         """
         _ = self.method, self.encoder, self.encoders, self.data, self.partition, self.gradient
-        _ = self.local, self.federation, self.evaluate, self.consent, self.compression
+        _ = self.local, self.federation, self.participation, self.evaluate, self.consent, self.compression
         if self.tree.get("public") is not None:
             build(self.tree["public"], "public")
         self.strategy()

@@ -28,6 +28,7 @@ SCALARS: Mapping[str, str] = {
     "partition-id": "names the client in the logs, and orders the updates",
     "loss": "mean training loss of the round: for the logs, and for rules that weigh by it",
     "steps": "local steps: for the logs",
+    "work": "share of the round's steps that was done: for the logs",
     "feature_std": "spread of the last batch's features: an alarm of collapse",
     "drift": "how far training moved the arrays: for the logs",
 }

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Checkpoint:
     round: int
     arrays: Arrays
     strategy: tuple[Arrays, dict[str, Any]]  # arrays and scalars of the strategy's own state
+    past: Mapping[int, Arrays] = field(default_factory=dict)  # earlier models, by round, that stale turns began with
 
 
 class RunDirectory:
@@ -176,6 +177,9 @@ class RunDirectory:
         write_arrays(folder / "server.safetensors", point.arrays)
         arrays, scalars = point.strategy
         write_arrays(folder / "strategy.safetensors", arrays, {"scalars": json.dumps(scalars)})
+        if point.past:
+            past = {f"{at}/{key}": value for at, model in point.past.items() for key, value in model.items()}
+            write_arrays(folder / "past.safetensors", past)
         write_text(self.path / "checkpoints" / "LATEST", folder.name)
         for old in (self.path / "checkpoints").glob("[0-9]*"):
             if old.name != folder.name:
@@ -203,7 +207,11 @@ class RunDirectory:
             scalars = json.loads(meta["scalars"])
         except (KeyError, ValueError) as error:
             raise ResumeError(f"{folder} is damaged: start the run anew under another name") from error
-        return Checkpoint(int(name), arrays, (state, scalars))
+        past: dict[int, Arrays] = {}
+        if (folder / "past.safetensors").exists():
+            for key, value in read_arrays(folder / "past.safetensors")[0].items():
+                past.setdefault(int(key.partition("/")[0]), {})[key.partition("/")[2]] = value
+        return Checkpoint(int(name), arrays, (state, scalars), past)
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

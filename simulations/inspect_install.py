@@ -13,6 +13,7 @@ from fedssl import config
 from fedssl.errors import ConfigError
 
 _PLURALS = {"strategies": "strategy", "privacies": "privacy", "studies": "study"}
+_PLACES = {group: f"{group}@participation.{group}" for group in ("available", "pace")}  # they fill a field of another
 
 
 def list_options(arguments: Sequence[str]) -> int:
@@ -31,8 +32,8 @@ def list_options(arguments: Sequence[str]) -> int:
     for group in groups:
         print(f"{group}:")
         for option in config.options_of(group):
-            chosen = f"fedssl study {option}" if group == "study" else f"{group}={option}"
-            print(f"  {chosen:{len(group) + 19}} {describe(group, option)}")
+            chosen = f"fedssl study {option}" if group == "study" else f"{_PLACES.get(group, group)}={option}"
+            print(f"  {chosen:{len(_PLACES.get(group, group)) + 19}} {describe(group, option)}")
     return 0
 
 

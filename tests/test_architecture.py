@@ -13,7 +13,10 @@ NAMES = [str(p.relative_to(ROOT)) for p in FILES]
 
 # Each layer may import itself and the ones before it.
 LAYERS = (
-    {"errors", "parts", "seeds", "files", "tree", "build", "partition", "coding", "packing", "compression"},
+    {
+        *("errors", "parts", "seeds", "files", "tree", "build", "partition"),
+        *("participation", "coding", "packing", "compression"),
+    },
     {
         "norms",
         "model",
@@ -42,7 +45,7 @@ LAYERS = (
         "duplicates",
     },
     {"methods", "wrapper", "decorrelated", "gradient", "client", "workshop", "privacy"},
-    {"job", "setup", "payload", "shards", "rundir", "progress"},
+    {"sections", "job", "setup", "payload", "shards", "rundir", "provenance", "progress"},
     {
         "evaluation",
         "monitor",

@@ -16,7 +16,8 @@ from fedssl.setup import data_of
 
 @pytest.mark.parametrize("fraction", ["1.0", "0.5"])
 def test_equal_steps_and_examples(fraction: str, plan: Callable[..., Plan]) -> None:
-    job = plan("federation.rounds=4", f"federation.fraction={fraction}", "local.epochs=2", "partition.alpha=0.2").job
+    sizes = ("federation.clients=4", "federation.rounds=4", "local.epochs=2", "partition.alpha=0.2")
+    job = plan(*sizes, f"participation.fraction={fraction}").job
     train = data_of(job, torch.device("cpu")).train
     seen: list[FitResult] = []
     central(job, train, torch.device("cpu"), lambda at, rounds, result: seen.append(result))

@@ -32,8 +32,7 @@ from fedssl.files import read_arrays, write_arrays
 from fedssl.flower import codec, state_files, strategy_state
 from fedssl.flower.codec import ClientState, LazyArray
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange
-from fedssl.job import Federation
+from fedssl.flower.rounds import CohortGrid, Tally, exchange
 from fedssl.parts import Arrays
 
 ARRAYS: Arrays = {
@@ -259,19 +258,6 @@ def test_leaving_restores_what_was_there(monkeypatch: pytest.MonkeyPatch) -> Non
     del pulling
     assert TaskIdentity.run_id == 7
     assert set(threading.enumerate()) == before
-
-
-def test_cohorts() -> None:
-    federation = Federation(clients=20, fraction=0.3)
-    drawn = [cohort(federation, 1, at) for at in range(1, 40)]
-    assert drawn[7] == cohort(federation, 1, 8)
-    assert all(len(set(c)) == 6 and c == sorted(c) and set(c) <= set(range(20)) for c in drawn)
-    assert {type(i) for i in drawn[0]} == {int}
-    assert len({tuple(c) for c in drawn}) > 30, "another cohort each round"
-    assert set().union(*drawn) == set(range(20)), "everybody comes to a turn"
-    assert drawn[0] != cohort(federation, 2, 1)
-    assert len(cohort(Federation(clients=20, fraction=1e-9), 0, 1)) == 1
-    assert cohort(Federation(clients=3), 0, 5) == [0, 1, 2]
 
 
 class _Slow(InProcessGrid):

@@ -16,7 +16,8 @@ from fedssl import config
 from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
 from fedssl.errors import ConfigError
-from fedssl.job import Consent, Evaluate, Federation, Job, parse
+from fedssl.job import Job, parse
+from fedssl.sections import Consent, Evaluate, Federation
 
 CONF = config.conf_dir()
 GROUP_FILES = sorted(str(p.relative_to(CONF)) for p in CONF.glob("*/*.yaml"))
@@ -27,7 +28,7 @@ def node(name: str) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load((CONF / name).read_text())
     for default in tree.pop("defaults", ()):  # "/encoder@first: conv4" fills a field, the others are Hydra's own
         for key, option in default.items() if isinstance(default, dict) else ():
-            if key.startswith("/"):
+            if key.startswith("/") and option is not None:
                 group, _, place = key.removeprefix("/").partition("@")
                 *outer, field = place.split(".")
                 inner = tree
@@ -108,7 +109,18 @@ def test_every_option_builds(name: str) -> None:
         ("local.epochs=1.5", "a whole number"),
         ("local.epochs=0", "at least 1"),
         ("local.optimizer=lars", "sgd or adamw"),
-        ("federation.fraction=0", "(0, 1]"),
+        ("participation.fraction=0", "(0, 1]"),
+        ("federation.fraction=0.5", "did you mean participation.fraction"),
+        ("participation=poison", "did you mean participation=poisson"),
+        ("participation.draw=often", "uniform or poisson"),
+        ("participation.late=never", "partial or out"),
+        ("participation.deadline_s=5", "pace"),
+        ("participation.dropout=1", "below 1"),
+        ("participation=replay", "participation.path is missing"),
+        ("participation.available=day_night", "wrong type"),
+        ("federation.quorum=0", "from 1 to"),
+        ("federation.quorum=11", "cannot come from 10 clients"),
+        ("federation.below_quorum=wait", "skip or end"),
         ("federation.clients=0", "at least 1"),
         ("method.temperature=0", "temperature"),
         ("+nonsense=1", "not a section"),

@@ -529,7 +529,7 @@ def test_calibre_may_be_merged_by_others(plan: Compose) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_two_rounds_and_a_kill_and_two(name: str, plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits as four, on one worker and on two, with some clients absent in each round."""
-    options = (*RULES[name], "federation.rounds=4", "federation.fraction=0.67", "evaluate.every=1")
+    options = (*RULES[name], "federation.rounds=4", "participation.fraction=0.67", "evaluate.every=1")
     straight = execute(plan(*options, "engine.workers=1", name="straight"))
     broken = interrupted(plan(*options, name="broken"), 2, monkeypatch)
     assert not broken.done

@@ -198,7 +198,7 @@ def test_9_weights_under_partial_participation_are_those_of_who_came(plan: Compo
     """They were shares of all clients' examples, of the first ones: the model shrank. Here they sum to 1."""
     merged = one_round(FedAvg(), NOW, {0: 1.0, 1: -1.0}, {0: 1, 1: 3})  # two came, however many there are
     np.testing.assert_allclose(merged["encoder.weight"] - NOW["encoder.weight"], (1 - 3) / 4, rtol=1e-6)
-    still = plan("method=fedx", "local.lr=1e-30", "federation.clients=5", "federation.fraction=0.4")
+    still = plan("method=fedx", "local.lr=1e-30", "federation.clients=5", "participation.fraction=0.4")
     before, after = to_arrays(build_model(still.job, (3, 8, 8))), final_arrays(execute(still))
     parameters = [key for key, value in tensors(build_model(still.job, (3, 8, 8))) if value.requires_grad]
     for key in set(parameters) & set(after):
@@ -485,8 +485,8 @@ def test_a_broadcast_starts_clients_from_the_student(plan: Compose) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("method=fedx", "method@method.base=byol", "federation.fraction=0.67"),
-        (*FEDCA, "federation.fraction=0.67"),
+        ("method=fedx", "method@method.base=byol", "participation.fraction=0.67"),
+        (*FEDCA, "participation.fraction=0.67"),
         FEDCA_WIDE,
         MIXED_RUN,
     ],

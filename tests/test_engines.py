@@ -14,6 +14,7 @@ import pytest
 from conftest import assert_same, execute, final_arrays
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
+from test_laws import BUFFERED
 
 from fedssl import config
 from fedssl.config import Plan
@@ -48,12 +49,12 @@ def _rays_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
     "overrides",
     [
         (
-            *("method=byol", "strategy.share.teacher=local", "federation.fraction=0.67", "federation.rounds=3"),
+            *("method=byol", "strategy.share.teacher=local", "participation.fraction=0.67", "federation.rounds=3"),
             *("compression=topk_int8", "compression.down=float16"),
         ),
-        ("strategy=fedmedian", "encoder.norm=batch"),
+        ("strategy=fedmedian", "encoder.norm=batch", *BUFFERED, "federation.rounds=3"),
     ],
-    ids=["stateful", "stock"],
+    ids=["stateful", "stock and asynchronous"],
 )
 def test_ray_equals_in_process(overrides: tuple[str, ...], plan: Compose) -> None:
     ours = execute(plan(*overrides, "evaluate.every=1", name="ours"))

@@ -23,20 +23,36 @@ from fedssl.rundir import RunDirectory
 
 Compose = Callable[..., Plan]
 
+BUFFERED = (
+    *("participation=buffered", "participation.concurrency=3", "participation.buffer=2"),
+    *("pace@participation.pace=listed", "participation.pace.times_s=[1.0, 1.7, 2.9]"),
+)
 STATEFUL = [
     (),
     ("method=byol", "strategy.share.teacher=local"),
-    ("method=byol", "strategy.share.predictor=local", "encoder.norm=batch", "federation.fraction=0.67"),
-    ("strategy=fedbn", "federation.fraction=0.67"),
+    ("method=byol", "strategy.share.predictor=local", "encoder.norm=batch", "participation.fraction=0.67"),
+    ("strategy=fedbn", "participation.fraction=0.67"),
     ("method=moco", "method.queue=16"),
     ("strategy=fedadam", "method=simsiam"),
     ("strategy=fedmedian", "local.optimizer=sgd", "checkpoint_every=2"),
-    ("strategy=fedema", "method=byol", "federation.fraction=0.67"),
-    ("strategy=fedu", "method=simsiam", "strategy.threshold=0.0001", "federation.fraction=0.67", "checkpoint_every=2"),
+    ("strategy=fedema", "method=byol", "participation.fraction=0.67"),
+    (
+        "strategy=fedu",
+        "method=simsiam",
+        "strategy.threshold=0.0001",
+        "participation.fraction=0.67",
+        "checkpoint_every=2",
+    ),
     ("strategy=fedbyol_online_target_local", "method=byol"),
     ("strategy=ldawa", "strategy.warmup=1"),
-    ("compression=topk_int8", "compression.down=float16", "federation.fraction=0.67", "encoder.norm=batch"),
+    ("compression=topk_int8", "compression.down=float16", "participation.fraction=0.67", "encoder.norm=batch"),
     ("compression=int8", "compression.error_feedback=false", "strategy=fedadam"),
+    (
+        *("participation=poisson", "participation.fraction=0.6", "participation.dropout=0.2", "strategy=fedema"),
+        *("available@participation.available=day_night", "method=byol", "seed=3"),
+    ),
+    ("participation=stragglers", "local.epochs=2", "method=byol", "strategy.share.teacher=local"),
+    (*BUFFERED, "strategy=fedu", "method=byol", "strategy.threshold=0.0001", "checkpoint_every=2"),
 ]
 
 
@@ -161,7 +177,9 @@ def test_labels_never_reach_the_training(plan: Compose, monkeypatch: pytest.Monk
     assert metrics(ordinary) != metrics(blind), "the probes do read labels"
 
 
-@pytest.mark.parametrize("overrides", [(), ("method=byol", "strategy.share.teacher=local"), ("strategy=fedadam",)])
+@pytest.mark.parametrize(
+    "overrides", [BUFFERED, ("method=byol", "strategy.share.teacher=local"), ("strategy=fedadam",)]
+)
 def test_the_number_of_workers_does_not_matter(overrides: tuple[str, ...], plan: Compose) -> None:
     runs = [execute(plan(*overrides, f"engine.workers={w}", name=f"w{w}")) for w in (1, 2, 3)]
     for run in runs[1:]:

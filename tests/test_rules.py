@@ -122,7 +122,7 @@ def test_8_fedema_is_inverted(near: float, far: float) -> None:
 
 def test_16_a_late_joiner_never_gets_its_lambda(plan: Compose) -> None:
     """A code computed lambda in the first three rounds only. Here each client does at its own second round."""
-    run = execute(plan("method=byol", "strategy=fedema", "federation.rounds=6", "federation.fraction=0.67"))
+    run = execute(plan("method=byol", "strategy=fedema", "federation.rounds=6", "participation.fraction=0.67"))
     trained: dict[int, int] = {}
     for row in run.rows("clients.jsonl"):
         trained[row["client"]] = trained.get(row["client"], 0) + 1

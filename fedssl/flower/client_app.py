@@ -92,6 +92,9 @@ def train(message: Message, context: Context) -> Message:
     """One round of local training: read the job, restore, receive, fit, save, reply."""
     config = message.content.config_records[codec.CONFIG]
     job, at = parse(str(config["job"])), int(config["server-round"])  # type: ignore[arg-type]  # a ConfigRecord is loose
+    # Of this turn: in which round it began, which one made the model that it began with, which share of steps it does.
+    begun = int(config.get("begun", at))  # type: ignore[arg-type]
+    made, work = int(config.get("made", begun - 1)), float(config.get("work", 1.0))  # type: ignore[arg-type]
     client = int(context.node_config["partition-id"])
     device = device_of(job)
     # Not only at start: the number of threads is a property of each thread, and Flower brings its own.
@@ -104,7 +107,7 @@ def train(message: Message, context: Context) -> Message:
     told = {key: value for key, value in worker.initial.items() if worker.shares[key].comes}
     wire = codec.decode(message.content.array_records[codec.ARRAYS])
     now = job.compression.unpack_down(wire, told, worker.layout.parameters)
-    start, memo, local = _load(worker, job, now, state, at, client)
+    start, memo, local = _load(worker, job, now, state, made + 1, client)
     job.gradient.admit(job.method, worker.model)
     result = fit(
         job.method,
@@ -113,24 +116,31 @@ def train(message: Message, context: Context) -> Message:
         job.data.augment,
         job.local,
         gradient=job.gradient,
-        round=at,
+        round=begun,
         rounds=job.federation.rounds,
         seed=job.seed,
         client=client,
         public=public_of(job, device),
         pull=_pull(worker),
+        work=work,
     )
+    metrics: dict[str, float | int] = {
+        codec.WEIGHT: result.examples,
+        "partition-id": client,
+        "steps": result.steps,
+        "work": result.work,
+    }
+    if not result.steps:  # no time for a single one: nothing has changed, and there is nothing to send
+        return Message(codec.reply({}, metrics), reply_to=message)
     trained = to_arrays(worker.model, [key for key in now if worker.shares[key] is Share.merge])
     mine: Arrays = {}
     if isinstance(worker.strategy, PartRule):
         memo = worker.strategy.remember(start, trained, memo, worker.layout)
         mine = {key: value for key, value in trained.items() if part_of(key) in worker.strategy.keeps}
-    metrics: dict[str, float | int] = {
+    metrics = {
         **result.measures,
-        codec.WEIGHT: result.examples,
-        "partition-id": client,
+        **metrics,
         "loss": result.loss,
-        "steps": result.steps,
         "feature_std": result.feature_std,
         "drift": math.sqrt(tree.squared_distance(_weights(job, trained), now)),
     }

@@ -1,4 +1,4 @@
-"""One round on any Flower grid: who is there, who takes part, what came back."""
+"""One round on any Flower grid: who is there, what came back."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedssl import seeds, tree
+from fedssl import tree
 from fedssl.errors import ProtocolError
 from fedssl.flower import codec
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.job import Federation
 from fedssl.parts import Arrays
 
 
@@ -128,13 +127,6 @@ def roster(grid: Grid, clients: int, timeout_s: float) -> Mapping[int, int]:
     )
 
 
-def cohort(federation: Federation, seed: int, server_round: int) -> list[int]:
-    """The partitions that take part in a round, sorted: round(fraction * clients) of them, at least one."""
-    size = max(1, round(federation.fraction * federation.clients))
-    rng = seeds.stream(seed, "cohort", server_round)
-    return sorted(int(i) for i in rng.choice(federation.clients, size, replace=False))
-
-
 @dataclass
 class Tally:
     """What came back in a round: rows for the logs, failures, and the clients' encoders where they are measured."""
@@ -144,14 +136,17 @@ class Tally:
     now: Arrays
     partition_of: Mapping[int, int]  # node id -> partition
     keep: Callable[[int, Arrays], None]  # called with every client's arrays, before they are freed
+    moved: Callable[[int, Arrays], None] = lambda client, arrays: None  # and with those that are merged, if others
     lacking: Callable[[int], Collection[str]] = lambda client: ()  # names that a client leaves out of its update
     unpack: Callable[[Arrays, Arrays, str], Arrays] = lambda wire, asked, who: wire  # a client's arrays from the wire's
+    began: Mapping[int, Arrays] = field(default_factory=dict)  # the models of those that began with another than `now`
     bytes_down: int = 0
     rows: list[dict[str, float | int]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    updates: int = 0  # passed on
 
     def watch(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Pass good replies on and count the others.
+        """Pass good updates on and count the others; a client that had no time for a step has a row and no update.
 
         Raises:
             ProtocolError: an update that does not fit the model, or more failures than are tolerated.
@@ -170,13 +165,16 @@ class Tally:
                     f"client {client} replied without {codec.ARRAYS!r} or {codec.WEIGHT!r}: "
                     "it does not run this ClientApp"
                 )
-            wire, asked = codec.decode(reply.content.array_records[codec.ARRAYS]), self._asked(client)
-            arrays = self.unpack(wire, asked, f"client {client}")
-            tree.check_same(arrays, asked, f"client {client}")
-            if arrays is not wire:  # no strategy sees compressed arrays
-                reply.content[codec.ARRAYS] = codec.encode(arrays)
-            self.keep(client, arrays)
+            wire = codec.decode(reply.content.array_records[codec.ARRAYS])
             metrics = dict(reply.content.metric_records[codec.METRICS])
+            trained = metrics.get("steps") != 0
+            if trained:
+                asked = self._asked(client)
+                arrays = self.unpack(wire, asked, f"client {client}")
+                tree.check_same(arrays, asked, f"client {client}")
+                if arrays is not wire:  # no strategy sees compressed arrays
+                    reply.content[codec.ARRAYS] = codec.encode(arrays)
+                self.keep(client, arrays)
             self.rows.append(
                 {
                     "client": client,
@@ -185,7 +183,9 @@ class Tally:
                     "bytes_up": tree.size_bytes(wire),
                 }
             )
-            yield reply
+            if trained:
+                self.updates += 1
+                yield reply
         missing = sorted(set(self.expected) - {int(row["client"]) for row in self.rows} - failed)
         unnamed = len(self.failures) - len(failed - {-1})
         self.failures += [f"client {p} did not reply in time" for p in missing[unnamed:]]
@@ -194,7 +194,7 @@ class Tally:
 
     def _asked(self, client: int) -> Arrays:
         lacking = self.lacking(client)
-        return {key: value for key, value in self.now.items() if key not in lacking}
+        return {key: value for key, value in self.began.get(client, self.now).items() if key not in lacking}
 
     def _judge(self) -> None:
         if len(self.failures) > self.tolerate:
@@ -205,9 +205,9 @@ class Tally:
             )
 
     def mean(self, key: str) -> float:
-        """Mean of a metric over the clients, weighted by examples."""
-        total = sum(row["examples"] for row in self.rows)
-        return float(sum(row["examples"] * row[key] for row in self.rows) / total)
+        """Mean of a metric over the clients that report it (at least one), weighted by examples."""
+        rows = [row for row in self.rows if key in row]
+        return float(sum(row["examples"] * row[key] for row in rows) / sum(row["examples"] for row in rows))
 
 
 def _reason(text: str | None) -> str:

@@ -38,7 +38,11 @@ class PartRule(Protocol):
         ...
 
     def receive(self, now: Arrays, own: Own, at: int, layout: Layout) -> tuple[Arrays, Memo]:
-        """On the client in round `at`: the values to start from, and what to remember."""
+        """On the client: the values to start from, and what to remember.
+
+        `at` is the round after the one that made the server's values; rounds that merge nothing do not count. So
+        `own.round == at - 1` says that this client was among those whose updates they are.
+        """
         ...
 
     def remember(self, start: Arrays, trained: Arrays, memo: Memo, layout: Layout) -> Memo:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import version
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
@@ -22,18 +20,20 @@ from fedssl.client import FitResult
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.export import save_encoder
-from fedssl.flower import checks, codec, state_files, strategy_state
+from fedssl.flower import checks, codec, state_files, strategy_state, turns
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import CohortGrid, Tally, cohort, exchange, instruct, roster
+from fedssl.flower.rounds import CohortGrid, Tally, exchange, instruct, roster
 from fedssl.flower.rule import PartRule, Trainer
 from fedssl.job import Job
 from fedssl.model import layout_of, to_arrays
 from fedssl.monitor import Monitor
+from fedssl.participation.base import Attendance, Turn
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
-from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
+from fedssl.provenance import manifest
+from fedssl.rundir import Checkpoint, RunDirectory, split_table
 from fedssl.setup import build_model, data_of, device_of, shares_of, untrained, workshop_of
-from fedssl.shards import described, measured_skew, parts_of
+from fedssl.shards import described, parts_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class _Run:
     parameters: frozenset[str]  # of the model, by name
     nodes: Mapping[int, int]  # partition -> node id
     state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
+    history: turns.History = field(default_factory=turns.History)  # of the merged model
 
 
 def federate(
@@ -71,6 +72,7 @@ def federate(
     """
     torch.set_num_threads(job.threads)
     job.check()
+    job.attendance(1)  # a trace that cannot be read ends the run before it begins
     with rundir.lock():
         run, point, initial = _open(grid, job, rundir, reporter, state_dir)
         strategy = job.strategy()
@@ -82,8 +84,12 @@ def federate(
             strategy.prepare(workshop_of(job, run.device, run.data.train.shape))
             now = strategy.begin(now) if point is None else now
         if point is not None:
-            done, now = point.round, tree.like(point.arrays, initial)
+            saved = tree.like(point.arrays, initial)
+            done, now = point.round, {key: saved[key] for key in now}  # in order: Flower's FedAvgM counts on it
             strategy_state.give(strategy, *point.strategy)
+            run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
+        run.history.models[done] = now
+        run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
         _restore_clients(run, done)
         reporter.begin(rundir.path.name, done, job.federation.rounds)
         try:
@@ -107,7 +113,7 @@ def _open(
         raise ConfigError("every part is local or derived, so nothing would be federated: let at least one part merge")
     point = rundir.latest()
     if point is None:
-        rundir.write("manifest.json", _manifest(job, data, parts, device))
+        rundir.write("manifest.json", manifest(job, data, parts, device))
         table = split_table(parts, data.train.targets, data.classes)
         rundir.write("split.json", table | described(job, data, parts))
         partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
@@ -139,33 +145,52 @@ def _student(strategy: Any) -> Arrays:
 
 
 def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
-    """Instruct a cohort, merge its replies, measure, log, checkpoint."""
+    """Instruct who takes part, merge the replies, measure, log, checkpoint."""
     started = time.perf_counter()
     job = run.job
     measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
-    chosen = cohort(job.federation, job.seed, at)
-    began = now | _student(strategy)
-    watch = run.monitor.watch(at, initial, began, chosen[: job.evaluate.clients]) if measured else None
+    attendance, asynchronous = job.attendance(at), job.participation.max_staleness > 0
+    if len(attendance.turns) < job.federation.quorum:
+        attendance = Attendance(())  # nobody is asked
+    turn_of = {turn.client: turn for turn in attendance.arriving}
+    shown = list(turn_of)[: job.evaluate.clients]
+    watch = run.monitor.watch(at, initial, now | _student(strategy), shown) if measured else None
 
     def keep(client: int, arrays: Arrays) -> None:
         if watch is not None:
             watch.keep(client, arrays, _local_arrays(run, client) if client in watch.watched else {})
 
-    partition_of = {node: p for p, node in run.nodes.items()}
+    def moved(client: int, arrays: Arrays) -> None:
+        if watch is not None:
+            watch.weights.add(client, arrays)  # the merge is compared with what was merged
+
+    partition_of = {run.nodes[client]: client for client in turn_of}
     lacking = partial(_unsent, run, now=now)
     unpack = partial(job.compression.unpack, parameters=run.parameters)
-    tally = Tally(chosen, job.federation.tolerate, now, partition_of, keep, lacking, unpack)
-    merged = _merge(run, strategy, at, now, tally)
-    row: dict[str, Any] = {"round": at, "clients": len(tally.rows), "failures": len(tally.failures)}
-    row |= {key: tally.mean(key) for key in ("loss", "drift")}
+    began = {turn.client: run.history.models[turn.start] for turn in turn_of.values()}
+    tally = Tally(list(turn_of), job.federation.tolerate, now, partition_of, keep, moved, lacking, unpack, began)
+    merged = _merge(run, strategy, at, now, tally, turn_of)
+    row: dict[str, Any] = {"round": at, "clients": tally.updates, "failures": len(tally.failures)}
+    if merged is None:
+        job.federation.skip(at, tally.updates)
+        row["skipped"], merged = True, now
+    else:
+        run.history.merges.append(at)
+    if tally.updates:
+        row |= {key: tally.mean(key) for key in ("loss", "drift")}
+    row |= turns.summary(attendance, at, asynchronous)
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
-    row["bytes_down"] = tally.bytes_down
+    lost = len(attendance.turns) - len(turn_of)  # they were sent the model, too
+    row["bytes_down"] = tally.bytes_down + lost * job.compression.down_bytes(now, run.parameters)
     row["train_seconds"] = time.perf_counter() - started
     parts: list[dict[str, Any]] = []
     if watch is not None:
         measures, parts = run.monitor.close(watch, merged | _student(strategy), tally.rows)
         row |= measures
     row["seconds"] = time.perf_counter() - started
+    run.history.add(at, merged, job.participation.max_staleness)
+    if asynchronous:
+        tally.rows = [{**r, "staleness": turn_of[int(r["client"])].staleness(at)} for r in tally.rows]
     run.rundir.log(row, [{"round": at, **r} for r in tally.rows], parts)
     if at % job.checkpoint_every == 0 or at == job.federation.rounds:
         _checkpoint(run, strategy, at, merged, [int(r["client"]) for r in tally.rows])
@@ -175,25 +200,37 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     return merged
 
 
-def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally) -> Arrays:
-    """Send the present arrays to the tally's cohort and let the strategy merge what comes back."""
+def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of: Mapping[int, Turn]) -> Arrays | None:
+    """Instruct the clients of these turns and let the strategy merge what comes back; None if too little does."""
     job = run.job
-    config = ConfigRecord({"job": job.text, "server-round": at})
+    if not turn_of:
+        return None
+    config = ConfigRecord({"job": job.text, "server-round": at, "made": run.history.made(at - 1)})
     if run.state_dir is not None:
         config["state-dir"] = str(run.state_dir)
         config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
-    order = {run.nodes[p]: i for i, p in enumerate(tally.expected)}
+    by_node = {run.nodes[client]: turn for client, turn in turn_of.items()}
+    order = {node: i for i, node in enumerate(by_node)}
     messages = list(strategy.configure_train(at, codec.encode(now), config, CohortGrid(run.grid, list(order))))
-    tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
+    for message in messages:
+        turns.instruct(message, by_node[message.metadata.dst_node_id], at, run.history)
+    tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))
+    replies = turns.catch_up(
+        replies, by_node, at, run.history, job.participation.scale, job.method.summaries, tally.moved
+    )
     if not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
-    record, _ = strategy.aggregate_train(at, replies)
+    first = list(islice(replies, job.federation.quorum))  # before the strategy, whose state merging may change
+    if len(first) < job.federation.quorum:
+        return None
+    record, _ = strategy.aggregate_train(at, chain(first, replies))
     if record is None:
         raise ConfigError(
-            f"the strategy merged nothing in round {at}: it needs more clients than the {len(order)} asked"
+            f"the strategy merged nothing in round {at}: it needs more clients than the {len(order)} asked; "
+            "let more take part, or set federation.quorum to what it needs"
         )
     merged = tree.like(codec.decode(record), now)
     tree.check_same(merged, now, "the strategy's merge")
@@ -219,7 +256,8 @@ def _checkpoint(run: _Run, strategy: Any, at: int, now: Arrays, clients: list[in
             state = codec.ClientState.load(run.grid.context(run.nodes[client]))
             if not state.empty:
                 state_files.write(run.rundir.clients, client, state)
-    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy)))
+    past = {version: model for version, model in run.history.models.items() if version != at}
+    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past))
     if isinstance(run.grid, InProcessGrid) and run.rundir.clients.exists():
         for client in clients:
             state_files.prune(run.rundir.clients, client, at)
@@ -269,7 +307,7 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
     mine, chance = probes.get("federated", {}), probes.get("random encoder", {})
     summary = {
         "rounds": int(last["round"]),
-        "loss": last["loss"],
+        "loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),  # None: nobody ever came
         **final,
         **mine,
         **{f"random_encoder_{key}": value for key, value in chance.items() if key.endswith("accuracy")},
@@ -299,25 +337,3 @@ def _central(run: _Run) -> Arrays:
         return central(run.job, run.data.train, run.device, tick)
     finally:
         run.reporter.end()
-
-
-def _manifest(job: Job, data: Any, parts: list[np.ndarray], device: torch.device) -> dict[str, Any]:
-    """Where and with what a run was made."""
-    commit = git_commit(Path(__file__).resolve().parents[2])
-    return {
-        "fedssl": version("fedssl"),
-        **({"git_commit": commit} if commit else {}),
-        "versions": {name: version(name) for name in ("torch", "flwr", "numpy", "scikit-learn")},
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch_threads": job.threads,
-        "seed": job.seed,
-        "job": job.fingerprint,
-        "examples": {"train": len(data.train), "test": len(data.test)},
-        "split": {
-            "fingerprint": partition.fingerprint(parts),
-            **partition.heterogeneity(parts, data.train.targets),
-            **measured_skew(job, device),
-        },
-    }

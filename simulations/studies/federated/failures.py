@@ -68,7 +68,7 @@ CASES: Mapping[str, Case] = {
     "temperature 5": _failure("SimCLR", *SIMCLR, "method.temperature=5"),
     "BYOL, IID": Case("BYOL, IID", HEALTHY, (BYOL, TEN, IID)),
     "one class a client": _failure("BYOL, IID", *SKEWED),
-    "three of ten a round": _failure("BYOL, IID", *SKEWED, "federation.fraction=0.3"),
+    "three of ten a round": _failure("BYOL, IID", *SKEWED, "participation.fraction=0.3"),
     "all ten a round": Case("BYOL, IID", REMEDY, SKEWED, "three of ten a round"),
     "teacher stays (FedBYOL)": _saved("strategy=fedbyol"),
     "blend (FedEMA)": _saved("strategy=fedema"),

@@ -1,0 +1,39 @@
+"""Where and with what a run was made."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedssl import partition
+from fedssl.job import Job
+from fedssl.rundir import git_commit
+from fedssl.shards import measured_skew
+
+
+def manifest(job: Job, data: Any, parts: Sequence[np.ndarray], device: torch.device) -> dict[str, Any]:
+    """What `manifest.json` says."""
+    commit = git_commit(Path(__file__).resolve().parents[1])
+    return {
+        "fedssl": version("fedssl"),
+        **({"git_commit": commit} if commit else {}),
+        "versions": {name: version(name) for name in ("torch", "flwr", "numpy", "scikit-learn")},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch_threads": job.threads,
+        "seed": job.seed,
+        "job": job.fingerprint,
+        "examples": {"train": len(data.train), "test": len(data.test)},
+        "split": {
+            "fingerprint": partition.fingerprint(parts),
+            **partition.heterogeneity(parts, data.train.targets),
+            **measured_skew(job, device),
+        },
+    }
