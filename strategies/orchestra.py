@@ -52,7 +52,7 @@ class Orchestra(PartStrategy):
     def merge(self, now: Arrays, updates: Sequence[Update]) -> Arrays:
         """The mean of the networks and the next global centroids."""
         weights = [self._weight(update) for update in updates]
-        merged = rules.weighted_mean([update.arrays for update in updates], weights)
+        merged = {**now, **rules.weighted_mean([update.arrays for update in updates], weights)}
         pooled = np.concatenate([update.arrays[LOCAL] for update in updates])
         merged[GLOBAL] = global_centroids(
             now[GLOBAL],

@@ -216,7 +216,7 @@ def orchestra_updates(steps: tuple[int, ...] = (1, 1)) -> tuple[Arrays, list[Upd
         LOCAL: np.zeros((2, 3), np.float32),
     }
     sent = [np.eye(2, 3, dtype=np.float32), np.eye(2, 3, k=1, dtype=np.float32)]
-    arrays = [{**now, "encoder.w": np.full(2, 1.0 + 3 * i, np.float32), LOCAL: sent[i]} for i in range(2)]
+    arrays = [{"encoder.w": np.full(2, 1.0 + 3 * i, np.float32), LOCAL: sent[i]} for i in range(2)]
     return now, [Update(a, [30.0, 10.0][i], i, {"steps": steps[i]}) for i, a in enumerate(arrays)]
 
 
@@ -243,6 +243,8 @@ def test_5_the_memory_of_single_examples_is_uploaded(plan: Compose) -> None:
     travels = {key.partition(".")[0] for key in final_arrays(rundir)}
     assert travels == {"encoder", "projector", "rotation", "centroids", "local_centroids"}
     assert not final_arrays(rundir)["local_centroids.value"].any()
+    up, down = (sum(e["bytes"] for e in rundir.read("payload.json")[way] if e["shape"]) for way in ("up", "down"))
+    assert down - up == final_arrays(rundir)["centroids.weight"].nbytes, "the server's centroids do not come back"
     kept = state_files.newest(rundir.clients, 0, 1)
     assert kept is not None
     assert state_files.read(kept).local["memory.keys"].any()

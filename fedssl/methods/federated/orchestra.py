@@ -104,7 +104,7 @@ class Orchestra(SSLMethod):
             *((Part("rotation"),) if self.rotation else ()),
             *teacher_parts(self.decay_schedule),
             Part("memory", trainable=False, share=Share.local, holds_examples=True),
-            Part("centroids", trainable=False),
+            Part("centroids", trainable=False, share=Share.received),
             Part("local_centroids", trainable=False),
         )
 
