@@ -120,7 +120,7 @@ def train(message: Message, context: Context) -> Message:
         public=public_of(job, device),
         pull=_pull(worker),
     )
-    trained = to_arrays(worker.model, [key for key in now if worker.shares[key] is Share.merge])
+    trained = to_arrays(worker.model, [key for key in now if worker.shares.get(key) is not Share.received])
     mine: Arrays = {}
     if isinstance(worker.strategy, PartRule):
         memo = worker.strategy.remember(start, trained, memo, worker.layout)
