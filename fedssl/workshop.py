@@ -16,6 +16,7 @@ from fedssl.errors import ConfigError
 from fedssl.gradient import PlainGradient, balanced_batches
 from fedssl.keys import keys_of, outputs_of
 from fedssl.method import Augment, Examples, SSLMethod
+from fedssl.modalities.pairs import two_modalities
 from fedssl.model import Model, load_arrays, to_arrays
 from fedssl.norms import commit_statistics, discard_statistics
 from fedssl.parts import Arrays, part_of
@@ -131,11 +132,14 @@ def teach(workshop: Workshop, start: Arrays, target: Tensor, lesson: Lesson, at:
     pixels = seeds.torch_stream(workshop.seed, "server", "round", at, "augment", device=every.device)
     for index in balanced_batches(len(public), lesson.batch_size, lesson.epochs, order):
         rows = index.to(every.device)
-        query, key = augment.views(public.batch(rows), pixels, 2)
+        examples = public.batch(rows)
+        views = augment.views(examples, pixels, 2)
+        both = two_modalities(views)  # then each tower is asked, and the key is of the pair
         with torch.no_grad():
-            keys[rows] = unit(follower(key))
-        logits = unit(student(query)) @ keys.T / lesson.temperature  # (B, P)
-        loss = -(wanted[rows] * torch.log_softmax(logits, dim=1)).sum(1).mean()
+            keys[rows] = unit(follower(augment.plain(examples) if both else views[1]))
+        queries = [unit(student(view)) for view in (views if both else views[:1])]  # each (B, D)
+        guesses = [torch.log_softmax(query @ keys.T / lesson.temperature, dim=1) for query in queries]  # each (B, P)
+        loss = -(wanted[rows] * torch.stack(guesses)).sum(2).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature is untyped
         optimizer.step()

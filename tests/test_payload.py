@@ -49,12 +49,14 @@ def test_the_manifest_says_what_the_clients_then_send(method: str, tmp_path: Pat
     rundir = execute(config.compose([*options, f"out={tmp_path}", "name=run"]))
     content = rundir.read("payload.json")
     arrays = {entry["name"]: entry for entry in content["up"] if entry["part"]}
-    merged = final_arrays(rundir)
-    assert {k: (e["shape"], e["dtype"], e["bytes"]) for k, e in arrays.items()} == {
-        k: (list(v.shape), str(v.dtype), v.nbytes) for k, v in merged.items()
-    }
-    assert [e["name"] for e in content["down"]] == list(arrays)
-    assert not any(entry["per_example"] or entry["differentially_private"] for entry in content["up"])
+    down = {entry["name"]: entry for entry in content["down"]}
+    told = {k: (list(v.shape), str(v.dtype), v.nbytes) for k, v in final_arrays(rundir).items()}
+    assert {k: (e["shape"], e["dtype"], e["bytes"]) for k, e in down.items()} == told
+    job = config.compose(options).job
+    received = {part.name for part in job.method.parts if part.share == "received"}
+    assert list(arrays) == [k for k, entry in down.items() if entry["part"] not in received]
+    assert {entry["part"] for entry in content["up"] if entry["per_example"]} == set(job.consent.allow)
+    assert not any(entry["differentially_private"] for entry in content["up"])
     assert all(entry["why"] for key in ("up", "down") for entry in content[key])
     told = {entry["part"] for entry in content["up"] if "is a summary of the client's data" in entry["why"]}
     assert told == {"fedsc": {"correlation"}, "orchestra": {"centroids", "local_centroids"}}.get(method, set())

@@ -132,7 +132,7 @@ def train(message: Message, context: Context) -> Message:
     }
     if not result.steps:  # no time for a single one: nothing has changed, and there is nothing to send
         return Message(codec.reply({}, metrics), reply_to=message)
-    trained = to_arrays(worker.model, [key for key in now if worker.shares[key] is Share.merge])
+    trained = to_arrays(worker.model, [key for key in now if worker.shares.get(key) is not Share.received])
     mine: Arrays = {}
     if isinstance(worker.strategy, PartRule):
         memo = worker.strategy.remember(start, trained, memo, worker.layout)

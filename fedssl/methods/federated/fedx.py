@@ -43,7 +43,7 @@ class FedX(Wrapper):
         distillation, relational: weights of the two kinds of term, 0 or more.
         temperature: of the distillation's NT-Xent.
         relation_temperature: of the softmax over anchors.
-        hidden, layers, norm: of h.
+        hidden, norm: of h, which has two layers.
     """
 
     base: SSLMethod = field(default_factory=SimCLR)
@@ -52,7 +52,6 @@ class FedX(Wrapper):
     temperature: float = 0.1
     relation_temperature: float = 0.1
     hidden: int = 128
-    layers: int = 2
     norm: str = "batch"
 
     def __post_init__(self) -> None:
@@ -81,7 +80,7 @@ class FedX(Wrapper):
         """The base's model, a predictor of its projections, and a copy of encoder and projector."""
         model = self.base.init(encoder, sizes)
         width = projected_width(model, sizes.dim)
-        model["bridge"] = mlp(width, self.hidden, width, norm=self.norm, layers=self.layers)
+        model["bridge"] = mlp(width, self.hidden, width, norm=self.norm)
         model[REFERENCE.name] = frozen({name: model[name] for name in REFERENCE.follows})
         return model
 
