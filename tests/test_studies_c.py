@@ -34,8 +34,8 @@ from simulations.studies.federated.supervised import HEAD, Baseline
 from simulations.studies.noniid import NonIID
 
 SMALLER = {
-    "noniid": ("study.clients=5", "study.counts=[5]", "study.batch_size=64"),
-    "collapse": ("study.seeds=2", "study.rounds=4", "study.every=4", "study.clients=2", "study.classes=5"),
+    "noniid": ("study.methods=[byol]", "study.counts=[5]", "study.batch_size=64"),
+    "collapse": ("study.seeds=2", "study.rounds=4", "study.every=4", "study.clients=2"),
 }
 
 
@@ -125,6 +125,7 @@ def test_cells_are_a_star_and_a_cross() -> None:
     assert len(found) == 5, "the centre once, and one for each other word"
     assert all(sum(vars(cell)[key] != vars(centre)[key] for key in vars(centre)) == 1 for cell in found[1:])
     assert len(cross(["byol"], ["fedavg", "fedu"], ["iid", "1 class"], [5, 10])) == 8
+    assert (replace(centre, clients=5).count, replace(centre, clients=5, skew="1 class").count) == (5, 10)
     assert partition("1 class") == ("partition=pathological", "partition.classes_per_client=1")
     assert partition("dirichlet 0.1") == ("partition=dirichlet", "partition.alpha=0.1")
     assert partition("quantity_skew") == ("partition=quantity_skew",)

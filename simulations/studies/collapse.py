@@ -48,7 +48,7 @@ class Collapse:
     classes: int = 2
     rounds: int = 16
     every: int = 2
-    epochs: int = 2
+    epochs: int = 1
     lr: float = 0.005
     batch_size: int = 32
     decay: float = 0.97
@@ -56,7 +56,7 @@ class Collapse:
 
     def run(self, bench: Bench) -> Outcome:
         """Run and measure every case."""
-        small: dict[str, Any] = {"seeds": min(2, self.seeds), "rounds": min(4, self.rounds), "epochs": 1}
+        small: dict[str, Any] = {"seeds": min(2, self.seeds), "rounds": min(4, self.rounds)}
         sized = replace(self, families=self.families[:1], **small) if self.tiny else self
         return sized._outcome(bench)
 

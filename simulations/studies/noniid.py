@@ -54,11 +54,11 @@ class NonIID:
     """
 
     tiny: bool = False
-    seeds: int = 4
+    seeds: int = 3
     method: str = "byol"
     strategy: str = "fedavg"
     skew: str = "2 classes"
-    clients: int = 10
+    clients: int = 5
     methods: tuple[str, ...] = ("simclr", "byol", "simsiam", "vicreg")
     strategies: tuple[str, ...] = ("fedavg", "fedbyol", "fedu", "fedema", "ldawa", "fedvssl", "fedbn")
     skews: tuple[str, ...] = ("iid", "dirichlet 0.1", "2 classes", "1 class")
@@ -67,7 +67,7 @@ class NonIID:
     even: str = "iid"
     full: bool = False
     rounds: int = 16
-    epochs: int = 2
+    epochs: int = 1
     lr: float = 0.005
     batch_size: int = 32
     decay: float = 0.97
@@ -89,7 +89,6 @@ class NonIID:
             skews=tuple(name for name in self.skews if name in (self.even, self.skew)),
             crossed=(BOTH, ONLINE),
             rounds=min(2, self.rounds),
-            epochs=1,
         )
 
     @cached_property

@@ -9,6 +9,9 @@ from itertools import product
 
 from fedssl.errors import ConfigError
 
+CLASSES = 10  # of the digits
+_HELD = re.compile(r"([1-9]\d*) class(?:es)?")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -17,7 +20,7 @@ class Cell:
     Attributes:
         method, strategy: as `method=` and `strategy=` name them.
         skew: see `partition`.
-        clients: how many.
+        clients: how many, or more where the split needs more to hold every class.
     """
 
     method: str
@@ -26,9 +29,15 @@ class Cell:
     clients: int
 
     @property
+    def count(self) -> int:
+        """The clients that there are."""
+        held = _HELD.fullmatch(self.skew)
+        return max(self.clients, -(-CLASSES // int(held[1]))) if held else self.clients
+
+    @property
     def options(self) -> tuple[str, ...]:
         """Of `fedssl pretrain`."""
-        words = (f"method={self.method}", f"strategy={self.strategy}", f"federation.clients={self.clients}")
+        words = (f"method={self.method}", f"strategy={self.strategy}", f"federation.clients={self.count}")
         return (*words, *partition(self.skew))
 
     @property
@@ -39,7 +48,7 @@ class Cell:
     @property
     def where(self) -> str:
         """Skew and clients."""
-        return f"{self.skew}, {self.clients} clients"
+        return f"{self.skew}, {self.count} clients"
 
 
 def partition(skew: str) -> tuple[str, ...]:
@@ -48,7 +57,7 @@ def partition(skew: str) -> tuple[str, ...]:
     Raises:
         ConfigError: a number where none belongs.
     """
-    if found := re.fullmatch(r"(\d+) class(?:es)?", skew):
+    if found := _HELD.fullmatch(skew):
         return "partition=pathological", f"partition.classes_per_client={found[1]}"
     if found := re.fullmatch(r"dirichlet ([\d.e-]+)", skew):
         return "partition=dirichlet", f"partition.alpha={found[1]}"
