@@ -136,11 +136,20 @@ def provoked() -> list[Case]:
     ]
 
 
+def methods() -> list[str]:
+    """Those that make sense on the digits: FLESD learns on public examples, and there are none beside the clients'."""
+    names = [name for name in config.options_of("method") if name != "flesd"]
+    return [name for name in names if "images" in config.compose(own(name)).job.method.modalities]
+
+
+def own(method: str) -> list[str]:
+    """A method as it comes, with the strategy of its name where there is one; FedCA's clients agree to its upload."""
+    strategy = [f"strategy={method}"] if method in config.options_of("strategy") else []
+    return [f"method={method}", *strategy, *(["payload.allow=[projections]"] if method == "fedca" else [])]
+
+
 def healthy() -> list[Case]:
     """Every method on images as it comes, IID and skewed, more local epochs, other strategies and norms."""
-    names = [
-        n for n in config.options_of("method") if "images" in config.compose([f"method={n}"]).job.method.modalities
-    ]
     splits = {"IID": IID, "Dir(0.1)": SKEWED}
     others = {
         "SimCLR, FedAdam": ("strategy=fedadam", *SKEWED, "participation.fraction=0.5"),
@@ -156,7 +165,7 @@ def healthy() -> list[Case]:
         "BYOL, teacher and predictor at home": ("method=byol", *HOME, *SKEWED),
     }
     return [
-        *(Case(f"{n}, {split}", (), (f"method={n}", *where, *TEN)) for n in names for split, where in splits.items()),
+        *(Case(f"{n}, {s}", (), (*own(n), *where, *TEN)) for n in methods() for s, where in splits.items()),
         *(Case(f"{n}, IID, 5 local epochs", (), (f"method={n}", *IID, *LONG)) for n in ("byol", "mae", "vicreg")),
         *(Case(name, (), (*options, *TEN)) for name, options in others.items()),
     ]

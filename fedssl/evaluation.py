@@ -77,8 +77,9 @@ class Evaluator:
 
     @property
     def parameters(self) -> list[str]:
-        """The names of the arrays that are parameters, not buffers."""
-        return [name for name, _ in self._model.named_parameters()]
+        """The names of the arrays that are weights: no buffers, and no summaries of data."""
+        names = [name for name, _ in self._model.named_parameters()]
+        return [name for name in names if part_of(name) not in self._job.method.summaries]
 
     def partial(self, keys: Collection[str]) -> set[str]:
         """The parts of which these are some of the arrays and not all, and the heads on top of one."""
