@@ -13,6 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fedssl.figures import COLOURS, HATCHES, LINES, MARKERS, new, plain, styled
 
+_TITLE = 64  # characters that fit above a panel
+
 
 @dataclass(frozen=True)
 class Line:
@@ -71,7 +73,7 @@ def _column(panels: Sequence[Panel]) -> Figure:
             figure.legend(handles=shown, loc="outside upper left", **style)
         elif shown and not shared:
             place.set_title("", loc="left")  # the title goes above the legend, which would cover it
-            style |= {"title": plain(panel.title, 80) or None, "title_fontsize": 9, "alignment": "left"}
+            style |= {"title": plain(panel.title, _TITLE) or None, "title_fontsize": 9, "alignment": "left"}
             place.legend(handles=shown, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2, **style)
     return figure
 
@@ -134,7 +136,7 @@ def _draw(panel: Panel, axes: Axes) -> None:
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     if panel.title:
-        axes.set_title(plain(panel.title, 80), fontsize=9, loc="left")
+        axes.set_title(plain(panel.title, _TITLE), fontsize=9, loc="left")
 
 
 def _name_places(axes: Axes, x: set[float]) -> None:

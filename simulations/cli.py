@@ -82,7 +82,11 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt:
         # Worker threads may still be inside a client. All files are whole, so leaving at once loses nothing.
-        print("\ninterrupted; `fedssl resume RUN` continues from the last finished round", file=sys.stderr, flush=True)
+        print(
+            "\ninterrupted; the same command, or `fedssl resume RUN`, continues from the last finished round",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(130)
     except BrokenPipeError:  # `fedssl list | head`
         os._exit(0)

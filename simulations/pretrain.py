@@ -82,7 +82,8 @@ def run(plan: Plan) -> dict[str, Any]:
 
 
 def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
-    rows = [("federated", ""), ("random encoder", "random_encoder_"), ("central", "central_")]
+    names = ("random encoder", "central", "raw values", "window statistics")
+    rows = [("federated", ""), *((name, f"{name.replace(' ', '_')}_") for name in names)]
     columns = [
         ("one label a class", "one_label_accuracy"),
         ("five labels", "five_labels_accuracy"),
@@ -90,11 +91,11 @@ def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
         ("kNN", "knn_accuracy"),
     ]
     if summary.get("one_label_accuracy") is not None:
-        print(f"{'accuracy':16}" + "".join(f"{name:>19}" for name, _ in columns))
+        print(f"{'accuracy':17}" + "".join(f"{name:>19}" for name, _ in columns))
         for name, prefix in rows:
             values = [summary.get(prefix + key) for _, key in columns]
             if values[0] is not None:
-                print(f"{name:16}" + "".join(f"{value:19.3f}" for value in values))
+                print(f"{name:17}" + "".join(f"{value:19.3f}" for value in values))
     if summary["alarms"]:
         raised = dict.fromkeys(f"{alarm['name']} ({alarm['part']})" for alarm in summary["alarms"])
         print(f"alarms: {', '.join(raised)}")

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedssl import charts, config, figures, page
 from fedssl.build import build
@@ -38,7 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     tree = _tree(name, own)
     folder = Path(str(tree.pop("out") or "studies")) / (f"{name}-tiny" if tree.get("tiny") else name)
     study = cast(Study, build(tree, "study"))
-    config.compose(others)  # refuses a wrong option of the runs before anything is done
+    _check(others)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be used ({error.strerror}): pass another study.out=") from error
     torch.set_num_threads(1)  # what a study trains itself is small; its runs set their own
     reporter, start = Reporter(), time.monotonic()
     outcome = study.run(Bench(folder, others, reporter))
@@ -48,13 +53,34 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _check(options: Sequence[str]) -> None:
+    """Refuses a wrong option of the runs before anything is done; a method's is checked in full by its run.
+
+    Raises:
+        ConfigError: in one sentence.
+    """
+    instead = {"seed": "study.seeds says how many there are", "out": "study.out says where", "name": "it names them"}
+    for text in options:
+        if (key := text.partition("=")[0]) in instead:
+            raise ConfigError(f"{text!r} is refused: the study sets {key} for each of its runs; {instead[key]}")
+    known = {
+        key
+        for method in config.options_of("method")
+        for key in OmegaConf.load(config.conf_dir() / "method" / f"{method}.yaml")
+    }
+    own = [text for text in options if text.startswith("method.")]
+    if odd := [text for text in own if text.partition("=")[0].split(".")[1] not in known]:
+        raise ConfigError(f"{odd[0]!r} is no option of any method: `fedssl list methods` shows them")
+    config.compose([text for text in options if text not in own])
+
+
 def _tree(name: str, options: Sequence[str]) -> dict[str, Any]:
     node = OmegaConf.load(config.conf_dir() / "study" / f"{name}.yaml")
     try:
         given = OmegaConf.from_dotlist([text.removeprefix("study.") for text in options])
         tree = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(node, given), resolve=True))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the options {' '.join(options)} cannot be read: {str(error).splitlines()[0]}") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"the options {' '.join(options)} cannot be read: write study.KEY=VALUE") from error
     return {"out": None, **tree}
 
 

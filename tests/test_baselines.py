@@ -33,8 +33,8 @@ def test_a_run_reports_its_baselines(plan: Callable[..., Plan]) -> None:
 
     rundir = execute(plan("baselines=true", "evaluate.final=true", "evaluate.repeats=2"))
     summary, probes = rundir.read("summary.json"), rundir.read("probes.json")
-    assert set(probes["probes"]) == {"federated", "random encoder", "central"}
-    for prefix in ("", "random_encoder_", "central_"):
+    assert set(probes["probes"]) == {"federated", "random encoder", "central", "raw values"}
+    for prefix in ("", "random_encoder_", "central_", "raw_values_"):
         assert 0 < summary[f"{prefix}linear_accuracy"] <= 1
         assert 0 < summary[f"{prefix}one_label_accuracy"] <= 1
     assert probes["probes"]["random encoder"] != probes["probes"]["federated"]

@@ -303,15 +303,20 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
         whole = _central(run)
         spectra["central"] = evaluator.spectrum(whole)
         probes["central"] = evaluator.probe(whole)
+        probes |= evaluator.without_encoder()
     rundir.write("probes.json", {"probes": probes, "spectra": spectra})
-    mine, chance = probes.get("federated", {}), probes.get("random encoder", {})
+    mine = probes.pop("federated", {})
     summary = {
         "rounds": int(last["round"]),
         "loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),  # None: nobody ever came
         **final,
         **mine,
-        **{f"random_encoder_{key}": value for key, value in chance.items() if key.endswith("accuracy")},
-        **{f"central_{k}": v for k, v in probes.get("central", {}).items() if k.endswith("accuracy")},
+        **{
+            f"{name.replace(' ', '_')}_{key}": value
+            for name, values in probes.items()
+            for key, value in values.items()
+            if key.endswith("accuracy")
+        },
         "epsilon": None,
         "alarms": [asdict(alarm) for alarm in alarms],
         "seconds": float(sum(row["seconds"] for row in rows)),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fedssl import probes
 from fedssl.charts import Panel
 from fedssl.errors import ConfigError
 from fedssl.theory import TwoFactors as Closed
 from fedssl.theory import two_factor_information
-from simulations.studies.base import Bench, Finding, Outcome, mean_and_deviation
-from simulations.studies.tools.rows import Stat, line, row
+from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation
+from simulations.studies.tools.rows import Row, Stat, line, pair, row
 from simulations.studies.tools.runs import CENTRAL, Finished
 from simulations.studies.tools.two_factors import GLYPHS, FactorViews, TwoFactors
 
@@ -53,8 +52,9 @@ class Augmentation:
     temperature: float = 0.2
 
     def __post_init__(self) -> None:
+        check(self, zero=("longer", "keeps"))
         if min(self.keeps) != 0 or max(self.keeps) != 1:
-            raise ConfigError(f"study.keeps is {self.keeps}, but 0 and 1 are what the rest is compared with: add them.")
+            raise ConfigError(f"study.keeps is {self.keeps}, but 0 and 1 are what the rest is compared with: add them")
 
     def run(self, bench: Bench) -> Outcome:
         """Central runs against how often views keep a factor; then federations whose sites keep different ones."""
@@ -71,11 +71,13 @@ class Augmentation:
         sites = dict(list(SITES.items())[: 1 if self.tiny else None])
         mixed = {(name, way): self._measure(bench, keep, WAYS[way]) for name, keep in sites.items() for way in WAYS}
         rows = [
-            *(r for k, m in signal.items() for r in _rows("keep of s, b always kept", k, m, _closed(((k,), (1,))))),
-            *(_rows(f"only b is shared, {self.longer} rounds", 0.0, later, _closed(((0,), (1,)))) if later else ()),
-            *(r for k, m in ground.items() for r in _rows("keep of b, s always kept", k, m, _closed(((1,), (k,))))),
-            *(r for (name, way), m in mixed.items() for r in _rows(name, way, m, _closed(SITES[name]))),
+            *(r for k, m in signal.items() for r in _rows("central", f"s kept with {k:g}, b always", m, ((k,), (1,)))),
+            *(_rows("central", f"s never, b always, {self.longer} rounds", later, ((0,), (1,))) if later else ()),
+            *(r for k, m in ground.items() for r in _rows("central", f"b kept with {k:g}, s always", m, ((1,), (k,)))),
+            *(r for (name, way), m in mixed.items() for r in _rows(way, name, m, SITES[name])),
         ]
+        start = {_accuracy(f, "z"): signal[1][f"random z {f}"] for f in "yb"}
+        rows += [row("accuracy", "before training", "untrained", name, found) for name, found in start.items()]
         charts = {
             "keeping_a_factor": [_sweep("s", self.keeps, signal), _sweep("b", self.keeps, ground)],
             "sites": [_bars(name, {way: mixed[name, way] for way in WAYS}, signal[1.0]) for name in sites],
@@ -112,15 +114,21 @@ def _closed(keep: Keep) -> Closed:
     return two_factor_information(len(GLYPHS), FactorViews().backgrounds, list(keep[0]), list(keep[1]))
 
 
-def _rows(setting: str, at: float | str, found: Measured, closed: Closed) -> list[dict[str, Any]]:
+def _rows(way: str, setting: str, found: Measured, keep: Keep) -> list[Row]:
     """The closed form expects all of a factor that is ever kept by both views, and chance of one that never is."""
+    closed = _closed(keep)
     expected = {"y": 1.0 if closed.label > 0 else CHANCE, "b": 1.0 if closed.background > 0 else CHANCE}
-    paid = {"y": closed.signal_views, "b": closed.background_views}
+    shared = {"y": closed.signal_views, "b": closed.background_views}
     return [
-        {**row("T5", setting, f"accuracy of {factor} from {place}", at, found[f"{place} {factor}"], expected[factor]),
-         "untrained": found[f"random z {factor}"][0], "shared by views (nats)": paid[factor]}
-        for place in ("h", "z") for factor in ("y", "b")
+        *(row("accuracy", way, setting, _accuracy(factor, place), found[f"{place} {factor}"], expected[factor])
+          for place in "hz" for factor in "yb"),
+        *(row("closed form", way, setting, f"nats of {factor} that views share", (nats, 0.0))
+          for factor, nats in shared.items()),
     ]  # fmt: skip
+
+
+def _accuracy(factor: str, place: str) -> str:
+    return f"accuracy of {factor} from {place}"
 
 
 def _sweep(factor: str, keeps: Sequence[float], found: Mapping[float, Measured]) -> Panel:
@@ -164,7 +172,7 @@ def _central(
         Finding(
             "T5: I(z; y) goes to 0 where views share only b",
             end["z y"][0] < CHANCE + 0.05,
-            f"the probe still reads y from z with {without['z y'][0]:.3f} +- {without['z y'][1]:.3f}{after} and from h "
+            f"the probe still reads y from z with {pair(without['z y'])}{after} and from h "
             f"with {without['h y'][0]:.3f}, chance is {CHANCE:.3f}: training no longer rewards y, and erases "
             "it slowly; holds means within 0.05 of chance",
         ),
@@ -189,7 +197,7 @@ def _federated(found: Mapping[tuple[str, str], Measured]) -> list[Finding]:
     out = []
     for name in dict.fromkeys(name for name, _ in found):
         here = {way: found[name, way] for way in WAYS}
-        said = "; ".join(f"{way}: y {_told(m['z y'])}, b {_told(m['z b'])}" for way, m in here.items())
+        said = "; ".join(f"{way}: y {pair(m['z y'], 2)}, b {pair(m['z b'], 2)}" for way, m in here.items())
         apart, alike = here["a site a client"], here["IID clients"]
         gap = {f: apart[f"z {f}"][0] - alike[f"z {f}"][0] for f in "yb"}
         out += [
@@ -206,7 +214,3 @@ def _federated(found: Mapping[tuple[str, str], Measured]) -> list[Finding]:
             ),
         ]
     return out
-
-
-def _told(found: Stat) -> str:
-    return f"{found[0]:.2f} +- {found[1]:.2f}"

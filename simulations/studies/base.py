@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 from fedssl import config
 from fedssl.charts import Panel
+from fedssl.errors import ConfigError
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 
@@ -60,6 +62,21 @@ class Bench:
             self.reporter.say(f"pretrain {' '.join(options)}")
             plan.build_engine().run(plan.job, rundir, Reporter(quiet=True))
         return rundir
+
+
+def check(study: Study, *, zero: Sequence[str] = ()) -> None:
+    """Refuses empty lists, and numbers of 0 or less; those options that `zero` names may be 0.
+
+    Raises:
+        ConfigError: an option that leaves nothing to measure.
+    """
+    for name, value in vars(study).items():
+        values = value if isinstance(value, tuple) else (value,)
+        if not values:
+            raise ConfigError(f"study.{name} is empty, but it says what is compared: give one value or more")
+        if odd := [v for v in values if not (math.isfinite(v) and v >= 0 and (v > 0 or name in zero or v is False))]:
+            least = "0 or more" if name in zero else "more than 0"
+            raise ConfigError(f"study.{name} holds {odd[0]:g}, which leaves nothing to measure: give {least}")
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from fedssl.charts import Line, Panel
-from simulations.studies.base import Bench, Finding, Outcome, mean_and_deviation
+from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation
 from simulations.studies.tools.heads import SPACES, Encoded, stored
-from simulations.studies.tools.rows import Stat, joined, line, stats
+from simulations.studies.tools.rows import Stat, apart, joined, line, pair, row, stats
 from simulations.studies.tools.runs import QUICK, Finished
-from simulations.studies.tools.sweeps import apart, pair, places, row
+from simulations.studies.tools.sweeps import places
 
 AT = (0, 1, 2, 5, 10, 30, 100, 300)  # steps at which a trained head is measured
 HEADS = ("imprinted keys", "head on keys", "imprinted features", "head on features")
@@ -42,6 +42,9 @@ class Imprinting:
     clients: int = 5
     alpha: float = 0.1
     rounds: int = 15
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def run(self, bench: Bench) -> Outcome:
         """Measure all parts."""

@@ -14,16 +14,17 @@ import torch
 from fedssl import seeds
 from fedssl.charts import Line, Panel
 from fedssl.diagnostics import mutual_information_bound
+from fedssl.errors import ConfigError
 from fedssl.losses import nt_xent
 from fedssl.theory import asymptotic_bias, gaussian_correlation, info_nce_bias, log_log_slope
-from simulations.studies.base import Bench, Finding, Outcome, mean_and_deviation
+from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation
 from simulations.studies.tools import clusters
 from simulations.studies.tools.clusters import Clusters, source
 from simulations.studies.tools.recovery import Recovery
-from simulations.studies.tools.rows import joined, over_seeds, row
+from simulations.studies.tools.rows import Row, joined, line, over_seeds, row, stats
 from simulations.studies.tools.runs import QUICK, Finished
 
-Rows = list[dict[str, Any]]
+MISSED = "nats that local batches miss, optimal critic"
 RUNS = ("data=digits", "method=simclr", "partition=dirichlet", *QUICK)
 
 
@@ -61,6 +62,15 @@ class Negatives:
     rounds: int = 20
     alphas: tuple[float, ...] = (100.0, 0.1)
 
+    def __post_init__(self) -> None:
+        check(self, zero=("skews",))
+        if len(self.skews) < 2 or self.skews[0] != 0 or list(self.skews) != sorted(self.skews) or self.skews[-1] >= 1:
+            raise ConfigError(
+                f"study.skews is {self.skews}, but skew is compared with none: let it rise from 0, below 1"
+            )
+        if min(self.candidates) < 2 or self.outcomes < 2:
+            raise ConfigError("study.candidates and study.outcomes need 2 or more: nothing is told apart from itself")
+
     def run(self, bench: Bench) -> Outcome:
         """Measure all parts."""
         sized = self._small() if self.tiny else self
@@ -86,7 +96,7 @@ class Negatives:
     def _gaussians(self, bench: Bench) -> Outcome:
         """T4 with the optimal critic: bias against N."""
         bench.reporter.say("T4: Gaussians of known information")
-        rows: Rows = []
+        rows: list[Row] = []
         lines, findings = {}, []
         for nats in self.information:
             rho = gaussian_correlation(nats, 2)
@@ -94,11 +104,13 @@ class Negatives:
             for n in self.candidates:
                 each = [info_nce_bias(rho, 2, n, trials=self.trials, seed=s) for s in range(self.seeds)]
                 found.append(mean_and_deviation([e.value for e in each]))
-                rows.append(row("T4 Gaussians", f"I = {nats:g} nats", "N", n, found[-1], asymptotic_bias(nats, n)))
+                law, setting = asymptotic_bias(nats, n), f"I = {nats:g} nats, N = {n}"
+                expected = law if law <= nats else None
+                rows.append(row("Gaussians", "central", setting, "bias of the bound, nats", found[-1], expected))
             bias = [m for m, _ in found]
-            lines[f"I = {nats:g} nats, optimal critic"] = Line(self.candidates, bias, [d for _, d in found])
-            if len((law := _law(nats, self.candidates)).x) > 1:
-                lines[f"(exp(2 I) - 1) / 2N, I = {nats:g}"] = law
+            lines[f"I = {nats:g} nats, optimal critic"] = line(self.candidates, found)
+            if len((curve := _law(nats, self.candidates)).x) > 1:
+                lines[f"(exp(2 I) - 1) / 2N, I = {nats:g}"] = curve
             tail = len(self.candidates) // 2
             slope = log_log_slope(self.candidates[tail:], np.maximum(bias[tail:], 1e-6))
             findings.append(
@@ -116,7 +128,8 @@ class Negatives:
     def _clusters(self, bench: Bench) -> Outcome:
         """T4 with clients that hold different clusters: local batches, and a critic by federated averaging."""
         world = Clusters(inside=self.information[0])
-        rows: Rows = []
+        rows: list[Row] = []
+        clients = f"{world.count} clients"
         whole = over_seeds(lambda s: world.information(world.weights(0.0), 200_000, _rng("whole", s)), self.seeds)[0]
         lines, bars = {}, []
         for skew in sorted({0.0, self.skews[-1], 1.0}):
@@ -125,14 +138,17 @@ class Negatives:
             missing = [over_seeds(partial(self._missing, world, whole, skew, n), self.seeds) for n in self.candidates]
             lines[f"local batches, skew {skew:g}"] = Line(self.candidates, [m for m, _ in missing])
             rows += [
-                row("T4 clusters", f"skew {skew:g}, local batches", "N", n, found, whole - bars[-1]["own"][0])
+                row("clusters", clients, f"skew {skew:g}, N = {n}", MISSED, found, whole - bars[-1]["own"][0])
                 for n, found in zip(self.candidates, missing, strict=True)
             ]
         labels = {"own": "information of a client's pairs", "local": "bound in local batches",
                   "union": "same critic, batches of all"}  # fmt: skip
         for bar in bars:
-            for key, label in labels.items():
-                rows.append(row("T4 clusters", label, "skew", bar["skew"][0], bar[key], whole))
+            expected = {"own": None, "local": bar["own"][0], "union": whole}
+            rows += [
+                row("clusters", clients, f"skew {bar['skew'][0]:g}", f"{label}, nats", bar[key], expected[key])
+                for key, label in labels.items()
+            ]
         central = bars[0]["union"]
         curve = Panel("candidates N", "I of all pairs - bound (nats)", lines, log_x=True, log_y=True)
         shown = {label: {f"skew {bar['skew'][0]:g}": bar[key] for bar in bars} for key, label in labels.items()}
@@ -180,7 +196,7 @@ class Negatives:
     def _digits(self, bench: Bench) -> Outcome:
         """T4 in real runs: one merged model, its bound in batches of one client and in batches of all."""
         sizes = (4, 8, 16, 32, 64)
-        rows: Rows = []
+        rows: list[Row] = []
         lines: dict[str, Line] = {}
         for alpha in self.alphas:
             found: dict[str, list[list[float]]] = {"all clients": [], "one client": []}
@@ -191,11 +207,13 @@ class Negatives:
                 found["all clients"].append([_bound(run, everyone, b) for b in sizes])
                 found["one client"].append([_bound(run, run.shards, b) for b in sizes])
             for kind, values in found.items():
-                stats = [mean_and_deviation(column) for column in zip(*values, strict=True)]
-                name = f"Dir({alpha:g}), batches of {kind}"
-                lines[name] = Line([2 * b - 1 for b in sizes], [m for m, _ in stats], [d for _, d in stats])
-                rows += [row("T4 digits", name, "N", 2 * b - 1, x, None) for b, x in zip(sizes, stats, strict=True)]
-        ends = {name: line.y[-1] for name, line in lines.items()}
+                curve = line([2 * b - 1 for b in sizes], stats(values))
+                lines[f"Dir({alpha:g}), batches of {kind}"] = curve
+                rows += [
+                    row("digits", f"Dir({alpha:g})", f"batches of {kind}, N = {n:g}", "bound, nats", found_at)
+                    for n, found_at in zip(curve.x, stats(values), strict=True)
+                ]
+        ends = {name: curve.y[-1] for name, curve in lines.items()}
         lost = [ends[f"Dir({a:g}), batches of all clients"] - ends[f"Dir({a:g}), batches of one client"]
                 for a in self.alphas]  # fmt: skip
         panel = Panel("candidates N = 2B - 1", "bound ln N - L (nats)", lines, log_x=True)

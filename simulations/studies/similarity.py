@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from fedssl.charts import Panel
+from fedssl.rundir import RunDirectory
 from fedssl.theory import log_log_slope
-from simulations.studies.base import Bench, Finding, Outcome, mean_and_deviation
-from simulations.studies.tools.rows import Stat, line, row, stats
-from simulations.studies.tools.runs import CENTRAL, QUICK, Finished, by_client, of_round
+from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation
+from simulations.studies.tools.rows import Stat, apart, joined, line, pair, row, stats
+from simulations.studies.tools.runs import Finished, by_round
+from simulations.studies.tools.sweeps import Sweep, places
 from simulations.studies.tools.watched import free_descent
 
-METHODS: Mapping[str, tuple[str, str]] = {
-    "simclr": ("SimCLR", "WatchedSimCLR"),
-    "simsiam": ("SimSiam", "WatchedSimSiam"),
-}
+METHODS = {"SimCLR": "simclr", "SimSiam": "simsiam"}
 SIMILARITIES = ("cosine", "dot")
+FIRST, LAST = "mean |z|, first round", "mean |z|, last round"
+RADIAL, ACCURACY = "size of the radial cosine", "accuracy, 5 labels a class"
 TIME = 3.0  # rate times steps of the embeddings without a network
-Key = tuple[str, str, str]  # method, similarity, central or federated
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class Similarity:
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     temperature: float = 0.5
 
+    def __post_init__(self) -> None:
+        check(self)
+
     def run(self, bench: Bench) -> Outcome:
         """Measure both."""
         small = replace(self, seeds=1, rounds=min(self.rounds, 4), clients=min(self.clients, 5)) if self.tiny else self
-        alone, runs = small._alone(), small._runs(bench)
-        return Outcome([*alone.table, *runs.table], {**alone.charts, **runs.charts}, [*alone.findings, *runs.findings])
+        return joined([small._alone(), small._runs(bench)])
 
     def _alone(self) -> Outcome:
         """Growth of |z| in a fixed time, against the step size: what is left for infinitesimal steps."""
@@ -60,7 +63,7 @@ class Similarity:
             growth[similarity] = [mean_and_deviation([g for g, _ in each]) for each in found]
             second[similarity] = [mean_and_deviation([s for _, s in each])[0] for each in found]
         rows = [
-            row("T6 embeddings alone", f"{s}: log growth of |z|", "rate", rate, stat)
+            row("embeddings alone", "central", f"{s}, rate {rate:g}", "log growth of |z|", stat)
             for s in SIMILARITIES
             for rate, stat in zip(self.rates, growth[s], strict=True)
         ]
@@ -83,117 +86,85 @@ class Similarity:
         return Outcome(rows, {"embeddings_alone": [panel]}, [finding])
 
     def _runs(self, bench: Bench) -> Outcome:
-        found = {
-            (method, similarity, way): self._measure(bench, method, similarity, way)
-            for method in METHODS
-            for similarity in SIMILARITIES
-            for way in ("central", "federated")
-        }
-        rows = []
-        for (method, similarity, way), values in found.items():
-            setting = f"{METHODS[method][0]}, {similarity}, {way}"
-            ends = {"first": values["length"][0], "last": values["length"][-1]}
-            rows += [row("T6 digits", setting, "mean |z|, round", at, stat) for at, stat in ends.items()]
-            rows += [
-                row("T6 digits", setting, name, "all rounds" if key != "accuracy" else "end", values[key][0])
-                for key, name in (("radial", "size of the radial cosine"), ("accuracy", "five-label accuracy"))
-            ]
-        charts = {
-            "lengths": [self._lengths(method, found) for method in METHODS],
-            "radial_and_probes": [_bars(found, "radial"), _bars(found, "accuracy")],
-        }
-        return Outcome(rows, charts, _findings(found))
-
-    def _measure(self, bench: Bench, method: str, similarity: str, way: str) -> dict[str, list[Stat]]:
-        """Mean length by round, size of the radial component over all rounds, and probe accuracy."""
-        federation = (f"federation.clients={self.clients}", "partition=dirichlet", f"partition.alpha={self.alpha}")
-        options = [
-            *("data=digits", f"method={method}", f"method.similarity={similarity}", *QUICK),
-            f"method._target_=simulations.studies.tools.watched.{METHODS[method][1]}",
-            f"federation.rounds={self.rounds}",
-            *(CENTRAL if way == "central" else federation),
-            *((f"method.temperature={self.temperature}",) if method == "simclr" else ()),
-        ]
-        lengths, radial, accuracy = [], [], []
-        for seed in range(self.seeds):
-            run = bench.pretrain(*options, f"seed={seed}")
-            weights = by_client(run, "examples")
-            length, size = (
-                [of_round(values, w) for values, w in zip(by_client(run, key), weights, strict=True)]
-                for key in ("length", "radial_size")
+        """Both methods with both similarities, centrally and federated, watched."""
+        where = places(self.clients, self.alpha)
+        del where["IID clients"]
+        settings = {
+            f"{name}, {similarity}": (
+                *(f"method={method}", f"method.similarity={similarity}"),
+                f"method._target_=simulations.studies.tools.watched.Watched{name}",
+                *((f"method.temperature={self.temperature}",) if method == "simclr" else ()),
             )
-            lengths.append(length)
-            radial.append(sum(size) / len(size))
-            accuracy.append(Finished.of(run).few_label())
-        return {
-            "length": stats(lengths),
-            "radial": [mean_and_deviation(radial)],
-            "accuracy": [mean_and_deviation(accuracy)],
-        }
-
-    def _lengths(self, method: str, found: Mapping[Key, Mapping[str, list[Stat]]]) -> Panel:
-        lines = {
-            f"{similarity}, {way}": line(range(1, self.rounds + 1), found[method, similarity, way]["length"])
+            for name, method in METHODS.items()
             for similarity in SIMILARITIES
-            for way in ("central", "federated")
         }
-        vectors = "projections" if method == "simclr" else "predictions"
-        title = f"{METHODS[method][0]}, its {vectors}"
-        return Panel("round", f"mean |z| of the {vectors}", lines, title=title)
+        sweep = Sweep.of(bench, where, settings, (f"federation.rounds={self.rounds}",), self.seeds, _measure)
+        charts = {
+            "lengths": [_lengths(sweep, name) for name in METHODS],
+            "radial_and_probes": [
+                Panel("", "mean |cos(z, dL/dz)|", bars=sweep.bars(RADIAL), log_y=True),
+                Panel("", ACCURACY, bars=sweep.bars(ACCURACY)),
+            ],
+        }
+        findings = [_orthogonal(sweep)]
+        for name in METHODS:
+            findings += [*(_runaway(sweep, name, place) for place in sweep.places), _better(sweep, name)]
+        return Outcome(sweep.rows("digits"), charts, findings)
 
 
-def _bars(found: Mapping[Key, Mapping[str, list[Stat]]], key: str) -> Panel:
-    shown: dict[str, dict[str, Stat]] = {}
-    for (method, similarity, way), values in found.items():
-        shown.setdefault(f"{similarity}, {way}", {})[METHODS[method][0]] = values[key][0]
-    if key == "accuracy":
-        return Panel("", "accuracy, five labels a class", bars=shown)
-    return Panel("", "mean |cos(z, dL/dz)|", bars=shown, log_y=True)
+def _measure(run: RunDirectory) -> dict[str, float]:
+    lengths = by_round(run, "length")
+    return {
+        FIRST: lengths[0],
+        LAST: lengths[-1],
+        RADIAL: float(np.mean(by_round(run, "radial_size"))),
+        ACCURACY: Finished.of(run).few_label(),
+    }
 
 
-def _findings(found: Mapping[Key, Mapping[str, list[Stat]]]) -> list[Finding]:
-    radial = {key: values["radial"][0][0] for key, values in found.items()}
-    cosine, dot = ({key: size for key, size in radial.items() if key[1] == similarity} for similarity in SIMILARITIES)
-    out = [
-        Finding(
-            "T6: dL/dz is orthogonal to z with cosine and not with dot, centrally and federated",
-            max(cosine.values()) < 1e-5 < 1e-2 < min(dot.values()),
-            f"the mean |cos(z, dL/dz)| of float32 training is at most {max(cosine.values()):.1e} with cosine and at "
-            f"least {min(dot.values()):.2f} with dot; holds means below 1e-5 and above 0.01",
-        )
-    ]
-    for method, (name, _) in METHODS.items():
-        ratio: dict[tuple[str, str], float] = {}
-        accuracy: dict[tuple[str, str], Stat] = {}
-        for similarity in SIMILARITIES:
-            for way in ("central", "federated"):
-                values = found[method, similarity, way]
-                ratio[similarity, way] = values["length"][-1][0] / values["length"][0][0]
-                accuracy[similarity, way] = values["accuracy"][0]
-        out += [_runaway(f"{name} {way}", ratio["dot", way], ratio["cosine", way]) for way in ("central", "federated")]
-        out.append(_better(name, accuracy))
-    return out
+def _lengths(sweep: Sweep, name: str) -> Panel:
+    lines = {}
+    for similarity in SIMILARITIES:
+        for place in sweep.places:
+            found = stats([by_round(run, "length") for run in sweep.runs[place, f"{name}, {similarity}"]])
+            lines[f"{similarity}, {place}"] = line(range(1, len(found) + 1), found)
+    vectors = "projections" if name == "SimCLR" else "predictions"
+    return Panel("round", f"mean |z| of the {vectors}", lines, title=f"{name}, its {vectors}")
 
 
-def _runaway(where: str, dot: float, cosine: float) -> Finding:
+def _orthogonal(sweep: Sweep) -> Finding:
+    cosine, dot = (
+        [sweep.mean(place, f"{name}, {similarity}", RADIAL) for place in sweep.places for name in METHODS]
+        for similarity in SIMILARITIES
+    )
     return Finding(
-        f"T6: with dot lengths run away, {where}",
+        "T6: dL/dz is orthogonal to z with cosine and not with dot, central and federated",
+        max(cosine) < 1e-5 < 1e-2 < min(dot),
+        f"the mean |cos(z, dL/dz)| of float32 training is at most {max(cosine):.1e} with cosine and at least "
+        f"{min(dot):.2f} with dot; holds means below 1e-5 and above 0.01",
+    )
+
+
+def _runaway(sweep: Sweep, name: str, place: str) -> Finding:
+    cosine, dot = (
+        sweep.mean(place, setting, LAST) / sweep.mean(place, setting, FIRST)
+        for setting in (f"{name}, {similarity}" for similarity in SIMILARITIES)
+    )
+    return Finding(
+        f"T6: with dot lengths run away, {name}, {place}",
         dot > 2 * cosine,
         f"from the first to the last round mean |z| changes by the factor {dot:.2f} with dot and {cosine:.2f} with "
         "cosine (weights move all z at once, so cosine does not keep it either); holds means twice the factor",
     )
 
 
-def _better(name: str, accuracy: Mapping[tuple[str, str], Stat]) -> Finding:
-    said: list[str] = []
-    wins: list[bool | None] = []
-    for way in ("central", "federated"):
-        (a, da), (b, db) = accuracy["cosine", way], accuracy["dot", way]
-        said.append(f"{way} {a:.3f} +- {da:.3f} against {b:.3f} +- {db:.3f}")
-        wins.append(a > b if abs(a - b) > max(da, db) > 0 else None)  # one seed has no deviation
-    verdict = wins[0] if wins[0] == wins[1] else (None if None in wins else False)
+def _better(sweep: Sweep, name: str) -> Finding:
+    each = {place: [sweep.stat(place, f"{name}, {s}", ACCURACY) for s in SIMILARITIES] for place in sweep.places}
+    found = {apart(cosine, dot) for cosine, dot in each.values()}
     return Finding(
         f"T6: {name} learns better with cosine than with dot",
-        verdict,
-        f"five-label accuracy {' and '.join(said)}; undecided where the difference is within one deviation",
+        found.pop() if len(found) == 1 else None,
+        "5 labels a class, cosine against dot: "
+        + "; ".join(f"{place} {pair(cosine)} against {pair(dot)}" for place, (cosine, dot) in each.items())
+        + "; decided where both places agree and differ by more than both deviations",
     )

@@ -7,11 +7,11 @@ from typing import Any
 
 from fedssl.charts import Panel
 from fedssl.rundir import RunDirectory
-from simulations.studies.base import Bench, Finding, Outcome
-from simulations.studies.tools.rows import Stat, joined
+from simulations.studies.base import Bench, Finding, Outcome, check
+from simulations.studies.tools.rows import Stat, apart, joined, pair, row
 from simulations.studies.tools.runs import CENTRAL, Finished
 from simulations.studies.tools.scalar import Averaging, jacobian
-from simulations.studies.tools.sweeps import Sweep, apart, pair, places, quality, row, untrained
+from simulations.studies.tools.sweeps import Sweep, places, quality, untrained
 
 BOTH = "stop-gradient and predictor"
 SETTINGS = {
@@ -21,7 +21,6 @@ SETTINGS = {
     "neither": ("method.stop_gradient=false", "method.predictor=false"),
 }
 RANK, SPREAD = "effective rank of projections", "spread of projections"
-_TITLE = "projections: directions in use, of 128; short: as many steps as a client"
 ACCURACY = "accuracy, 5 labels a class"
 
 
@@ -51,6 +50,9 @@ class StopGradient:
     alpha: float = 0.1
     rounds: int = 15
 
+    def __post_init__(self) -> None:
+        check(self, zero=("noise", "noises"))
+
     def run(self, bench: Bench) -> Outcome:
         """Measure both parts."""
         small: dict[str, Any] = {"seeds": 1, "points": 5, "starts": 20, "rounds": min(4, self.rounds)}
@@ -70,8 +72,9 @@ class StopGradient:
         sweep = Sweep.of(bench, where, SETTINGS, common, self.seeds, _measure)
         start = untrained(bench, common, self.seeds)
         panels = [
-            Panel("", "effective rank", bars=sweep.bars(RANK), title=_TITLE),
-            Panel("", "std of a direction x sqrt(128)", bars=sweep.bars(SPREAD), title="projections: 0 is collapse"),
+            Panel("", "effective rank", bars=sweep.bars(RANK), title="projections: directions in use, of 128"),
+            Panel("", "std of a direction x sqrt(128)", bars=sweep.bars(SPREAD),
+                  title="projections: 0 is collapse; short: a client's number of steps"),
             Panel("", "accuracy", bars=sweep.bars(ACCURACY), levels={"untrained encoder": start[ACCURACY][0]},
                   title="features: 5 labels a class"),
         ]  # fmt: skip

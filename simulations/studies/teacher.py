@@ -11,10 +11,10 @@ import numpy as np
 from fedssl.charts import Line, Panel
 from fedssl.rundir import RunDirectory
 from fedssl.theory import ema_window
-from simulations.studies.base import Bench, Finding, Outcome, mean_and_deviation
-from simulations.studies.tools.rows import Stat, joined, line, stats
-from simulations.studies.tools.runs import Finished, by_client, of_round
-from simulations.studies.tools.sweeps import Sweep, apart, pair, places, quality, row, untrained
+from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation
+from simulations.studies.tools.rows import Stat, apart, joined, line, pair, row, stats
+from simulations.studies.tools.runs import Finished, by_round
+from simulations.studies.tools.sweeps import Sweep, places, quality, untrained
 from simulations.studies.tools.teachers import Path
 
 WATCHED = ("method=byol", "method._target_=simulations.studies.tools.teachers.WatchedBYOL")
@@ -50,6 +50,9 @@ class Teacher:
     alpha: float = 0.1
     rounds: int = 10
     batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def run(self, bench: Bench) -> Outcome:
         """Measure all parts."""
@@ -232,15 +235,9 @@ def _measured(path: Path) -> tuple[float, ...]:
 
 
 def _measure(run: RunDirectory) -> dict[str, float]:
-    return {**quality(Finished.of(run)), LAG: float(np.mean(_rounds(run)))}
-
-
-def _rounds(run: RunDirectory) -> list[float]:
-    """The lag by round, mean of the clients by their examples."""
-    each = zip(by_client(run, "lag"), by_client(run, "examples"), strict=True)
-    return [of_round(values, examples) for values, examples in each]
+    return {**quality(Finished.of(run)), LAG: float(np.mean(by_round(run, "lag")))}
 
 
 def _lag(runs: Sequence[RunDirectory]) -> Line:
-    found = stats([_rounds(run) for run in runs])
+    found = stats([by_round(run, "lag") for run in runs])
     return line(range(1, len(found) + 1), found)

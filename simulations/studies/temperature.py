@@ -10,17 +10,19 @@ import numpy as np
 
 from fedssl.charts import Line, Panel
 from fedssl.errors import ConfigError
+from fedssl.rundir import RunDirectory
 from fedssl.temperature import TargetProbability
 from fedssl.theory import for_target_probability, gradient_snr, max_snr, probability_moments
-from simulations.studies.base import Bench, Finding, Outcome, mean_and_deviation
-from simulations.studies.tools.rows import Row, Stat, joined, line, row
-from simulations.studies.tools.runs import CENTRAL, QUICK, Finished, by_client
+from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation
+from simulations.studies.tools.rows import Row, Stat, joined, line, pair, row
+from simulations.studies.tools.runs import Finished, by_client
 from simulations.studies.tools.scores import Scores
+from simulations.studies.tools.sweeps import Sweep, places
 
 FLOORS = (0.0, 0.3, 1.0, 3.0)
 GRID = tuple(float(t) for t in np.geomspace(0.02, 10.0, 25))
-EVEN = "Dir(100)"
-Accuracies = Mapping[tuple[str, float | str], Stat]  # by way and temperature
+SKEWED, EVEN = "skewed clients", "even clients"  # Dir(alpha) and Dir(100)
+ACCURACY = "accuracy, 5 labels a class"
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,19 @@ class Temperature:
     fixed: tuple[float, ...] = (0.03, 0.1, 0.2, 0.5, 1.0, 3.0)
     probabilities: tuple[float, ...] = (0.1, 0.5)
 
+    def __post_init__(self) -> None:
+        check(self)
+        if max(self.probabilities) >= 1:
+            raise ConfigError(f"study.probabilities is {self.probabilities}, but softmax stays below 1: lower them")
+
     def run(self, bench: Bench) -> Outcome:
         """Scores, then the sweep, then the clients' own temperatures."""
         small = replace(self, seeds=1, rounds=min(self.rounds, 3), clients=min(self.clients, 5), fixed=(0.1, 0.5, 3.0))
         sized = small if self.tiny else self
-        return joined([sized._scores(bench), sized._sweep(bench), sized._clients(bench)])
+        scored = sized._swept(bench, ("central",), (0.5,)).runs["central", _name(0.5)][0]
+        sweep = sized._swept(bench, ("central", SKEWED), [*sized.fixed, *sized._rules])
+        chosen = sized._swept(bench, (SKEWED, EVEN), list(sized._rules))
+        return joined([sized._scores(Scores.of(Finished.of(scored))), sized._sweep(sweep), sized._clients(chosen)])
 
     @property
     def _rules(self) -> Mapping[str, str]:
@@ -56,19 +66,17 @@ class Temperature:
         target = "{{_target_: fedssl.temperature.TargetProbability, probability: {}}}"
         return {"max_snr": "max_snr", **{f"p* = {p:g}": target.format(p) for p in self.probabilities}}
 
-    def _options(self, way: str, temperature: float | str, seed: int) -> list[str]:
-        alpha = 100.0 if way == EVEN else self.alpha
-        split = ("partition=dirichlet", f"partition.alpha={alpha}", f"federation.clients={self.clients}")
-        common = ("data=digits", "method=simclr", *QUICK, f"federation.rounds={self.rounds}", f"seed={seed}")
-        return [
-            *common,
-            f"method.temperature={self._rules.get(str(temperature), temperature)}",
-            *(CENTRAL if way == "central" else split),
-        ]
+    def _swept(self, bench: Bench, where: Sequence[str], temperatures: Sequence[float | str]) -> Sweep:
+        """Runs at fixed temperatures and with rules, probed with five labels a class."""
+        every = places(self.clients, self.alpha) | {EVEN: places(self.clients, 100.0)[SKEWED]}
+        settings = {
+            _name(t): ("method=simclr", f"method.temperature={self._rules.get(str(t), t)}") for t in temperatures
+        }
+        common = (f"federation.rounds={self.rounds}",)
+        return Sweep.of(bench, {place: every[place] for place in where}, settings, common, self.seeds, _measure)
 
-    def _scores(self, bench: Bench) -> Outcome:
+    def _scores(self, scores: Scores) -> Outcome:
         """The closed form on the mean and deviation of real scores, and the same ratio of the scores themselves."""
-        scores = Scores.of(Finished.of(bench.pretrain(*self._options("central", 0.5, 0))))
         ratio = {floor: [gradient_snr(t, *scores.moments, floor) for t in GRID] for floor in FLOORS}
         chosen = {floor: max_snr(*scores.moments, noise_floor=floor) for floor in FLOORS if floor}
         lines = {f"Gaussian scores, floor {floor:g}": Line(GRID, values) for floor, values in ratio.items()}
@@ -85,79 +93,79 @@ class Temperature:
             Panel("temperature t", "share", weights, levels={"1 / K": 1 / k}, log_x=True),
         ]
         rows = [
-            row("T7 scores", f"max_snr, floor {floor:g}", "temperature", "Gaussian scores", (t, 0.0))
+            row("scores", "central", f"max_snr, floor {floor:g}", "temperature", (t, 0.0))
             for floor, t in chosen.items()
         ]
         targets = [_target(scores, p) for p in self.probabilities]
         findings = [*_ratio_findings(scores, ratio, chosen), *(finding for _, finding in targets)]
         return Outcome([*rows, *(r for own, _ in targets for r in own)], {"scores": panels}, findings)
 
-    def _sweep(self, bench: Bench) -> Outcome:
+    def _sweep(self, sweep: Sweep) -> Outcome:
         """Accuracy of fixed temperatures and of the rules."""
-        options: list[float | str] = [*self.fixed, *self._rules]
-        found: dict[tuple[str, float | str], Stat] = {}
-        for way in ("central", "federated"):
-            for t in options:
-                runs = [Finished.of(bench.pretrain(*self._options(way, t, seed))) for seed in range(self.seeds)]
-                found[way, t] = mean_and_deviation([run.few_label() for run in runs])
-        rows = [row("T7 sweep", f"t = {t}", "five-label accuracy", way, stat) for (way, t), stat in found.items()]
-        panels = [self._curve(found, way) for way in ("central", "federated")]
-        findings = [self._as_good(found, way, rule) for way in ("central", "federated") for rule in self._rules]
-        return Outcome(rows, {"sweep": panels}, findings)
+        panels = [self._curve(sweep, place) for place in sweep.places]
+        findings = [self._as_good(sweep, place, rule) for place in sweep.places for rule in self._rules]
+        return Outcome(sweep.rows("sweep"), {"sweep": panels}, findings)
 
-    def _curve(self, found: Accuracies, way: str) -> Panel:
-        said = {rule: "{:.3f} ± {:.3f}".format(*found[way, rule]) for rule in self._rules}
+    def _curve(self, sweep: Sweep, place: str) -> Panel:
+        rules = {rule: sweep.stat(place, rule, ACCURACY) for rule in self._rules}
         return Panel(
             "temperature t",
-            "accuracy, five labels a class",
-            {"fixed temperature": line(self.fixed, [found[way, t] for t in self.fixed])},
-            levels={f"{rule}: {said[rule]}": found[way, rule][0] for rule in self._rules},
+            ACCURACY,
+            {"fixed temperature": line(self.fixed, [sweep.stat(place, _name(t), ACCURACY) for t in self.fixed])},
+            levels={f"{rule}: {pair(found)}": found[0] for rule, found in rules.items()},
             log_x=True,
-            title="central" if way == "central" else f"federated, Dir({self.alpha:g})",
+            title=place,
         )
 
-    def _as_good(self, found: Accuracies, way: str, rule: str) -> Finding:
-        best = max(self.fixed, key=lambda t: found[way, t][0])
-        worst = min(self.fixed, key=lambda t: found[way, t][0])
-        (top, spread), (own, own_spread) = found[way, best], found[way, rule]
+    def _as_good(self, sweep: Sweep, place: str, rule: str) -> Finding:
+        found = {t: sweep.stat(place, _name(t), ACCURACY) for t in self.fixed}
+        best, worst = (choose(found, key=lambda t: found[t][0]) for choose in (max, min))
+        own, top = sweep.stat(place, rule, ACCURACY), found[best]
         return Finding(
-            f"T7 {way}: {rule} is as good as the best fixed temperature",
-            own > top - max(spread, own_spread, 0.005),
-            f"five-label accuracy {own:.3f} +- {own_spread:.3f} against {top:.3f} +- {spread:.3f} at t = {best:g}, the "
-            f"best of {len(self.fixed)}, and {found[way, worst][0]:.3f} at t = {worst:g}, the worst; holds means "
-            "within one deviation or 0.005",
+            f"T7, {place}: {rule} is as good as the best fixed temperature",
+            own[0] > top[0] - max(top[1], own[1], 0.005),
+            f"5 labels a class give {pair(own)} against {pair(top)} at t = {best:g}, the best of {len(found)}, and "
+            f"{pair(found[worst])} at t = {worst:g}, the worst; holds means within one deviation or 0.005",
         )
 
-    def _clients(self, bench: Bench) -> Outcome:
+    def _clients(self, sweep: Sweep) -> Outcome:
         """The temperatures that clients choose, by round, with and without skew."""
-        skewed = f"Dir({self.alpha:g})"
         lines, findings, rows = {}, [], []
         for rule in self._rules:
             spread: dict[str, Stat] = {}
-            for way in (EVEN, skewed):
-                chosen = [self._chosen(bench, way, rule, seed) for seed in range(self.seeds)]
+            for place in (EVEN, SKEWED):
+                chosen = [_chosen(run) for run in sweep.runs[place, rule]]
                 t = np.array([values for values, _ in chosen])  # (seeds, rounds, clients)
                 by_round = [(float(v.mean()), float(v.std(1).mean())) for v in t.transpose(1, 0, 2)]
-                lines[f"{rule}, {way}"] = line(range(1, self.rounds + 1), by_round)
+                lines[f"{rule}, {place}"] = line(range(1, self.rounds + 1), by_round)
                 later = np.log(t[:, self.rounds // 2 :].mean(1))  # (seeds, clients)
-                spread[way] = mean_and_deviation([float(v.std()) for v in later])
-                rows.append(row("T7 clients", f"{rule}, {way}", "spread of log t over clients", "end", spread[way]))
-                rows.append(row("T7 clients", f"{rule}, {way}", "mean t and spread", "last round", by_round[-1]))
+                spread[place] = mean_and_deviation([float(v.std()) for v in later])
+                rows.append(row("clients", place, rule, "spread of log t over clients, later half", spread[place]))
+                rows.append(row("clients", place, rule, "mean t, last round; spread over clients", by_round[-1]))
             with_what = {
                 name: _correlation(later.ravel(), np.concatenate([about[i] for _, about in chosen]))
                 for i, name in enumerate(("entropy of its labels", "number of its examples"))
             }
-            findings.append(_apart(rule, skewed, spread, with_what))
+            findings.append(_apart(rule, spread, with_what))
         panel = Panel("round", "temperature t of clients", lines, log_y=True)
         return Outcome(rows, {"clients": [panel]}, findings)
 
-    def _chosen(self, bench: Bench, way: str, rule: str, seed: int) -> tuple[list[list[float]], np.ndarray]:
-        """Temperatures (rounds, clients), and of each client the entropy of its labels and its size, (2, clients)."""
-        rundir = bench.pretrain(*self._options(way, rule, seed))
-        counts = np.asarray(rundir.read("split.json")["counts"], dtype=float)  # (clients, classes)
-        share = counts / counts.sum(1, keepdims=True)
-        entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(1)
-        return by_client(rundir, "temperature"), np.stack([entropy, counts.sum(1)])
+
+def _name(temperature: float | str) -> str:
+    """Of a setting."""
+    return temperature if isinstance(temperature, str) else f"t = {temperature:g}"
+
+
+def _measure(run: RunDirectory) -> dict[str, float]:
+    return {ACCURACY: Finished.of(run).few_label()}
+
+
+def _chosen(run: RunDirectory) -> tuple[list[list[float]], np.ndarray]:
+    """Temperatures (rounds, clients), and of each client the entropy of its labels and its size, (2, clients)."""
+    counts = np.asarray(run.read("split.json")["counts"], dtype=float)  # (clients, classes)
+    share = counts / counts.sum(1, keepdims=True)
+    entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(1)
+    return by_client(run, "temperature"), np.stack([entropy, counts.sum(1)])
 
 
 def _target(scores: Scores, p: float) -> tuple[list[Row], Finding]:
@@ -174,7 +182,7 @@ def _target(scores: Scores, p: float) -> tuple[list[Row], Finding]:
     else:
         said["Gaussian scores"], got = gauss, scores.probability(gauss)
         model = f"t = {gauss:.3f}, at which the real scores give {got:.3f}"
-    rows = [row("T7 scores", f"p* = {p:g}", "temperature", at, (t, 0.0)) for at, t in said.items()]
+    rows = [row("scores", "central", f"p* = {p:g}, {how}", "temperature", (t, 0.0)) for how, t in said.items()]
     return rows, Finding(
         f"T7: the temperature for p* = {p:g} follows from mean and deviation of the scores",
         abs(got - p) < 0.1 * p,
@@ -216,12 +224,11 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if min(a.std(), b.std()) > 1e-9 else 0.0
 
 
-def _apart(rule: str, skewed: str, spread: Mapping[str, Stat], with_what: Mapping[str, float]) -> Finding:
+def _apart(rule: str, spread: Mapping[str, Stat], with_what: Mapping[str, float]) -> Finding:
     said = " and ".join(f"{r:.2f} with the {name}" for name, r in with_what.items())
     return Finding(
         f"T7 federated: under label skew clients choose different temperatures ({rule})",
-        spread[skewed][0] > 2 * spread[EVEN][0],
-        f"over clients log t has the deviation {spread[skewed][0]:.3f} +- {spread[skewed][1]:.3f} under {skewed} and "
-        f"{spread[EVEN][0]:.3f} +- {spread[EVEN][1]:.3f} under {EVEN}; under skew a client's log t correlates {said}; "
-        "holds means twice the deviation",
+        spread[SKEWED][0] > 2 * spread[EVEN][0],
+        f"over clients log t has the deviation {pair(spread[SKEWED])} under skew and {pair(spread[EVEN])} under "
+        f"Dir(100); under skew a client's log t correlates {said}; holds means twice the deviation",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from fedssl.charts import Line, Panel
 from fedssl.rundir import RunDirectory
-from simulations.studies.base import Bench, Finding, Outcome, mean_and_deviation
-from simulations.studies.tools.rows import joined
-from simulations.studies.tools.runs import Finished
-from simulations.studies.tools.sweeps import Sweep, apart, pair, places, quality, row, untrained
+from simulations.studies.base import Bench, Finding, Outcome, check
+from simulations.studies.tools.rows import apart, joined, line, pair, row, stats
+from simulations.studies.tools.runs import Finished, by_client, by_round
+from simulations.studies.tools.sweeps import Sweep, places, quality, untrained
 
 PAPER, STARVED, PUSHED, ADVISED, ADAPTIVE = "25, 25, 1", "25, 1, 1", "100, 1, 1", "100, 100, 2", "25, 1, 1 adaptive"
 TERMS = {"invariance": "invariance", "variance": "variance hinge", "covariance": "covariance"}
@@ -42,6 +42,9 @@ class VicregBalance:
     rounds: int = 12
     rough: float = 0.05
 
+    def __post_init__(self) -> None:
+        check(self)
+
     def run(self, bench: Bench) -> Outcome:
         """Measure both parts."""
         small: dict[str, Any] = {"seeds": 1, "rounds": min(4, self.rounds)}
@@ -59,7 +62,7 @@ class VicregBalance:
         charts = {f"terms_{place.split()[0]}": _trajectories(sweep, place) for place in where}
         charts["quality"] = [
             Panel("", "accuracy", bars=sweep.bars(ACCURACY), levels={"untrained encoder": start[ACCURACY][0]},
-                  title="5 labels a class; colours: weights of invariance, variance, covariance"),
+                  title="5 labels a class; weights: invariance, variance, covariance"),
             Panel("", "effective rank", bars=sweep.bars("effective rank of features"),
                   title="features: directions in use, of 64"),
             Panel("", "mean deviation", bars=sweep.bars(DEVIATION), title="projections: the hinge asks for 1"),
@@ -76,7 +79,7 @@ class VicregBalance:
         common = (*self._common, "local.schedule=constant", f"local.lr={self.rough}")
         sweep = Sweep.of(bench, where, settings, common, self.seeds, _measure)
         lines = {
-            f"{place}, seed {seed}": _curve([_by_round(run, "invariance_weight", largest=True)])
+            f"{place}, seed {seed}": _curve([[max(clients) for clients in by_client(run, "invariance_weight")]])
             for place in where
             for seed, run in enumerate(sweep.runs[place, f"{PAPER} adaptive"])
         }
@@ -117,9 +120,10 @@ def _measure(run: RunDirectory) -> dict[str, float]:
     finished = Finished.of(run)
     z = finished.features(finished.data.test, projected=True)
     found = {**quality(finished), DEVIATION: float(z.std(0, ddof=1).mean())}
-    found |= {f"{label}, last round": _by_round(run, term)[-1] for term, label in TERMS.items()}
-    rises = np.diff([_terms(rows) for rows in _of_clients(run)], axis=1) > 0  # (clients, rounds - 1, 2)
-    found[TOGETHER] = float(rises.all(2).sum() / max(1, rises[:, :, 1].sum()))
+    found |= {f"{label}, last round": by_round(run, term)[-1] for term, label in TERMS.items()}
+    each = [by_client(run, term) for term in ("invariance", "variance")]
+    rises = np.diff(each, axis=1) > 0  # (2, rounds - 1, clients)
+    found[TOGETHER] = float(rises.all(0).sum() / max(1, rises[1].sum()))
     weights = [row["invariance_weight"] for row in run.rows("clients.jsonl") if "invariance_weight" in row]
     base = float(run.config()["method"]["invariance"])
     found[ACTED] = float(np.mean([w > 1.0001 * base for w in weights])) if weights else 0.0
@@ -127,46 +131,25 @@ def _measure(run: RunDirectory) -> dict[str, float]:
     return found
 
 
-def _of_clients(run: RunDirectory) -> list[list[dict[str, Any]]]:
-    """The rows of each client, by round."""
-    rows = run.rows("clients.jsonl")
-    return [[r for r in rows if r["client"] == client] for client in sorted({r["client"] for r in rows})]
-
-
-def _terms(rows: Sequence[Mapping[str, float]]) -> list[list[float]]:
-    return [[row["invariance"], row["variance"]] for row in rows]
-
-
-def _by_round(run: RunDirectory, key: str, *, largest: bool = False) -> list[float]:
-    """A measure of clients by round: their mean by examples, or the largest."""
-    rows = run.rows("clients.jsonl")
-    rounds: list[float] = []
-    for at in sorted({r["round"] for r in rows}):
-        here = [r for r in rows if r["round"] == at]
-        values = [float(r[key]) for r in here]
-        rounds.append(max(values) if largest else float(np.average(values, weights=[r["examples"] for r in here])))
-    return rounds
-
-
-def _curve(runs: Sequence[Sequence[float]], every: int = 1) -> Line:
+def _curve(runs: Sequence[Sequence[float]]) -> Line:
     """Mean and deviation over seeds, by round."""
-    found = [mean_and_deviation(column) for column in zip(*runs, strict=True)]
-    at = [every * (i + 1) for i in range(len(found))]
-    return Line(at, [m for m, _ in found], [d for _, d in found] if len(runs) > 1 else None)
+    found = stats(runs)
+    return line(range(1, len(found) + 1), found)
 
 
 def _trajectories(sweep: Sweep, place: str) -> list[Panel]:
     """The three terms as clients report them, and the merged encoder's rank."""
     panels: list[Panel] = []
     for term, label in TERMS.items():
-        lines = {s: _curve([_by_round(run, term) for run in sweep.runs[place, s]]) for s in sweep.settings}
-        title = "" if panels else f"{place}; curves: weights of invariance, variance, covariance"
+        lines = {s: _curve([by_round(run, term) for run in sweep.runs[place, s]]) for s in sweep.settings}
+        title = "" if panels else f"{place}; weights: invariance, variance, covariance"
         panels.append(Panel("communication round", label, lines, log_y=term != "variance", title=title))
     lines = {}
     for setting in sweep.settings:
         rows = [[r for r in run.rows() if "effective_rank" in r] for run in sweep.runs[place, setting]]
-        curve = _curve([[r["effective_rank"] for r in each] for each in rows])
-        lines[setting] = replace(curve, x=[r["round"] for r in rows[0]])
+        lines[setting] = line(
+            [r["round"] for r in rows[0]], stats([[r["effective_rank"] for r in each] for each in rows])
+        )
     panels.append(Panel("communication round", "effective rank of features", lines))
     return panels
 

@@ -17,6 +17,7 @@ from simulations.studies.tools.rows import line, row
 from simulations.studies.tools.tables import SETTINGS, World
 
 OWN, ANCHORS, TARGETS, CLASSES = SETTINGS
+BIAS = "bias of the critic, nats (RMS)"
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,16 @@ class Recovery:
         """Pooled training, one merge, a merge after every step."""
         once = {(name, skew): self._once(name, skew, bench) for name in SETTINGS for skew in self.skews}
         steps = {name: self._each_step(name, bench) for name in (OWN, CLASSES)}
+        where = f"{self.clients} clients"
         rows = [
-            row("T3 merged once", name, "skew", skew, found["bias"], found["predicted"][0])
+            row("critic merged once", where, f"{name}, skew {skew:g}", BIAS, found["bias"], found["predicted"][0])
             for (name, skew), found in once.items()
         ]
-        rows += [row("T3 pooled", OWN, "skew", 0.0, once[OWN, self.skews[0]]["pooled"], 0.0)]
+        rows += [row("critic of everything", "central", OWN, BIAS, once[OWN, self.skews[0]]["pooled"], 0.0)]
         for name, (values, few, limit) in steps.items():
             at_ends = {1: few, max(self.many): limit}
             rows += [
-                row("T3 merged each step", name, "K", k, found, at_ends.get(k))
+                row("critic merged every step", where, f"{name}, K = {k}", BIAS, found, at_ends.get(k))
                 for k, found in zip(self.many, values, strict=True)
             ]
         return Outcome(rows, {"critic_against_skew": self._panels(once, steps)}, self._findings(once, steps))
@@ -93,10 +95,9 @@ class Recovery:
         }
         merged = {name: line(self.many, values) for name, (values, _, _) in steps.items()}
         limits = {f"{name}, K → ∞": limit for name, (_, _, limit) in steps.items()}
-        label = "bias of the critic (nats, RMS)"
         return [
-            Panel("skew of the clients", label, {**bias, **expected}, title="local critics, averaged once"),
-            Panel("negatives K", label, merged, levels=limits, log_x=True, title="averaged after every step"),
+            Panel("skew of the clients", BIAS, {**bias, **expected}, title="local critics, averaged once"),
+            Panel("negatives K", BIAS, merged, levels=limits, log_x=True, title="averaged after every step"),
         ]
 
     def _findings(self, once: Any, steps: Any) -> list[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +93,7 @@ def _client(row: dict[str, Any]) -> int:
     return int(row["client"])
 
 
-def of_round(values: Sequence[float], weights: Sequence[float]) -> float:
-    """A round's weighted mean over clients."""
-    return float(np.average(values, weights=weights))
+def by_round(rundir: RunDirectory, key: str) -> list[float]:
+    """A measure by round: its mean over the clients, weighted by their examples."""
+    each = zip(by_client(rundir, key), by_client(rundir, "examples"), strict=True)
+    return [float(np.average(values, weights=examples)) for values, examples in each]

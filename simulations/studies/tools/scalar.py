@@ -12,7 +12,7 @@ from fedssl import seeds
 from fedssl.charts import Line, Panel
 from fedssl.theory import LinearSimSiam, averaged_rate, linear_simsiam, simulate_linear_simsiam
 from simulations.studies.base import Finding, Outcome
-from simulations.studies.tools.sweeps import row
+from simulations.studies.tools.rows import row
 
 _SMALL = 1e-8  # an encoder at the collapsed point, for practical purposes
 _STEP = 0.001  # of the simulations: a flow, nearly

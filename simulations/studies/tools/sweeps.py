@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from fedssl import diagnostics, probes
 from fedssl.rundir import RunDirectory
 from simulations.studies.base import Bench, mean_and_deviation
-from simulations.studies.tools.rows import Stat
+from simulations.studies.tools.rows import Row, Stat, row
 from simulations.studies.tools.runs import CENTRAL, QUICK, Finished
 
 Measure = Callable[[RunDirectory], Mapping[str, float]]
@@ -85,41 +84,13 @@ class Sweep:
             for setting in settings or self.settings
         }
 
-    def rows(self, part: str) -> list[dict[str, Any]]:
+    def rows(self, part: str) -> list[Row]:
         """For the table, one row a measure."""
         return [
             row(part, place, setting, measure, mean_and_deviation(values))
             for (place, setting), measures in self.values.items()
             for measure, values in measures.items()
         ]
-
-
-def row(
-    part: str, place: str, setting: str, measure: str, found: Stat, expected: float | None = None
-) -> dict[str, Any]:
-    """One row of a study's table; `expected` is what the theory says, where it gives a number."""
-    return {
-        "part": part,
-        "place": place,
-        "setting": setting,
-        "measure": measure,
-        "mean": found[0],
-        "deviation": found[1],
-        "expected": expected,
-    }
-
-
-def pair(found: Stat, digits: int = 3) -> str:
-    """Mean and deviation for a sentence: 0.812 ± 0.010; one seed has no deviation."""
-    return f"{found[0]:.{digits}f}" + (f" ± {found[1]:.{digits}f}" if found[1] else "")
-
-
-def apart(a: Stat, b: Stat) -> bool | None:
-    """Whether a lies above b by more than both deviations together; None where they overlap or no spread is known."""
-    gap, spread = a[0] - b[0], a[1] + b[1]
-    if spread == 0.0:
-        return None
-    return gap > 0 if abs(gap) > spread else None
 
 
 def quality(finished: Finished) -> dict[str, float]:
