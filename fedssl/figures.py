@@ -247,7 +247,7 @@ def few_labels(probes: Mapping[str, Mapping[str, float]]) -> Figure:
             [100 * values[f"{key}_accuracy"] for _, key in here],
             xerr=[100 * (values.get(f"{key}_std") or 0.0) for _, key in here],
             height=height,
-            color=(COLOURS[0], "#bbbbbb", COLOURS[4])[i] if i < 3 else COLOURS[i % len(COLOURS)],
+            color=(COLOURS[0], "#bbbbbb", COLOURS[4], COLOURS[3], COLOURS[2])[i % 5],
             hatch=HATCHES[i % len(HATCHES)],
             edgecolor="white" if i == 0 else "#333333",
             linewidth=0.6,

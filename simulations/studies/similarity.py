@@ -107,8 +107,8 @@ class Similarity:
             ],
         }
         findings = [_orthogonal(sweep)]
-        for name in METHODS:
-            findings += [*(_runaway(sweep, name, place) for place in sweep.places), _better(sweep, name)]
+        for say in (_runaway, _better):
+            findings += [say(sweep, name, place) for name in METHODS for place in sweep.places]
         return Outcome(sweep.rows("digits"), charts, findings)
 
 
@@ -158,13 +158,11 @@ def _runaway(sweep: Sweep, name: str, place: str) -> Finding:
     )
 
 
-def _better(sweep: Sweep, name: str) -> Finding:
-    each = {place: [sweep.stat(place, f"{name}, {s}", ACCURACY) for s in SIMILARITIES] for place in sweep.places}
-    found = {apart(cosine, dot) for cosine, dot in each.values()}
+def _better(sweep: Sweep, name: str, place: str) -> Finding:
+    cosine, dot = (sweep.stat(place, f"{name}, {similarity}", ACCURACY) for similarity in SIMILARITIES)
     return Finding(
-        f"T6: {name} learns better with cosine than with dot",
-        found.pop() if len(found) == 1 else None,
-        "5 labels a class, cosine against dot: "
-        + "; ".join(f"{place} {pair(cosine)} against {pair(dot)}" for place, (cosine, dot) in each.items())
-        + "; decided where both places agree and differ by more than both deviations",
+        f"T6: {name} learns better with cosine than with dot, {place}",
+        apart(cosine, dot),
+        f"5 labels a class give {pair(cosine)} with cosine and {pair(dot)} with dot; decided where the difference is "
+        "larger than both deviations",
     )

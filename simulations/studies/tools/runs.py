@@ -74,10 +74,10 @@ class Finished:
         self.model["projector"].eval()
         return found[0], found[1]
 
-    def few_label(self, per_class: int = 5, repeats: int = 10) -> float:
-        """Accuracy in [0, 1] of logistic regression on a few labels a class, mean over draws of the labels."""
+    def few_label(self, per_class: int = 5) -> float:
+        """Accuracy in [0, 1] of logistic regression on a few labels a class, mean over `evaluate.repeats` draws."""
         x, held = (self.features(part) for part in (self.data.train, self.data.test))
-        y, held_y = self.data.train.targets, self.data.test.targets
+        y, held_y, repeats = self.data.train.targets, self.data.test.targets, self.job.evaluate.repeats
         found = probes.few_label(x, y, held, held_y, per_class=per_class, repeats=repeats, seed=self.job.seed)
         return found.mean
 
