@@ -211,7 +211,7 @@ def test_an_interrupted_study_continues_with_what_is_missing(
 def test_the_yaml_says_what_it_measures_and_how_long(name: str) -> None:
     first, second = (config.conf_dir() / "study" / f"{name}.yaml").read_text().splitlines()[:2]
     assert re.search(r"\(T\d", first)
-    assert re.fullmatch(rf"# Full size: fedssl study {name} \(about [1-9]\d* min on two cores\)", second)
+    assert re.fullmatch(rf"# Full size: fedssl study {name} \((about [1-9]\d* min on two cores|not run yet)\)", second)
 
 
 @pytest.mark.parametrize(

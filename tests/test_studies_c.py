@@ -269,4 +269,4 @@ def test_panels_stand_side_by_side() -> None:
 @pytest.mark.parametrize("name", sorted(SMALLER))
 def test_the_yaml_says_how_long_it_takes(name: str) -> None:
     second = (config.conf_dir() / "study" / f"{name}.yaml").read_text().splitlines()[1]
-    assert re.fullmatch(rf"# Full size: fedssl study {name} \(\d+ min on two cores\)", second)
+    assert re.fullmatch(rf"# Full size: fedssl study {name} \((about [1-9]\d* min on two cores|not run yet)\)", second)
