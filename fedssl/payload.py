@@ -20,6 +20,7 @@ from fedssl.errors import FedsslError, PrivacyError
 from fedssl.job import Job
 from fedssl.method import Batch, Examples, MultiCrop, Step
 from fedssl.model import Model, layout_of, tensors, to_arrays
+from fedssl.movement import Movement
 from fedssl.parts import Share, part_of
 from fedssl.setup import build_model, public_of, shares_of, untrained
 
@@ -141,8 +142,8 @@ def check_reply(
             )
 
 
-def reports(job: Job, model: Model, data: Data, shard: Examples) -> list[str]:
-    """The names of the scalars that the method reports, from one batch of a client without a step of training.
+def reports(job: Job, model: Model, data: Data, shard: Examples) -> dict[str, str]:
+    """The scalars that depend on the method, each with its reason, from one batch without a step of training.
 
     Args:
         job: what is run.
@@ -151,6 +152,7 @@ def reports(job: Job, model: Model, data: Data, shard: Examples) -> list[str]:
         shard: the client's examples.
     """
     method, augment, device = job.method, job.data.augment, data.train.device
+    movement = Movement(model, method.parts)
     public, step = public_of(job, device), Step(1, job.federation.rounds, 0, 1)
     generator = seeds.torch_stream(job.seed, "payload", device=device)
     method.after_merge(model, shard, public, augment, step)
@@ -160,8 +162,13 @@ def reports(job: Job, model: Model, data: Data, shard: Examples) -> list[str]:
         views += augment.local_views(shard.batch(index), generator, method.local_views)
     batch = beside(Batch(views, index), method, public, augment, seeds.stream(job.seed, "payload", "public"))
     out = method.loss(model, batch, step)
+    movement.before_following()
     method.after_step(model, out, step)  # what a client summarises may be what its steps have remembered
-    return sorted({*scalars(out), *method.before_upload(model, shard, public, augment, generator)} - {"loss"})
+    said = {*scalars(out), *method.before_upload(model, shard, public, augment, generator)} - {"loss"}
+    moved = "how far training moved a part, or how a teacher follows: for alarms of collapse"
+    return {name: f"reported by {type(method).__name__}" for name in sorted(said)} | dict.fromkeys(
+        movement.measures(), moved
+    )
 
 
 def manifest(job: Job, data: Data, parts: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -180,10 +187,9 @@ def manifest(job: Job, data: Data, parts: Sequence[np.ndarray]) -> dict[str, Any
     shard = data.train.shard(parts[client], client)
     model = build_model(job, data.train.shape, len(shard), client).to(data.train.device).train()
     try:
-        names = reports(job, model, data, shard)
+        said = reports(job, model, data, shard)
     except FedsslError:
-        names = []  # the clients will meet the same refusal, and it is theirs to tell
-    said = {name: f"reported by {type(job.method).__name__}" for name in names}
+        said = {}  # the clients will meet the same refusal, and it is theirs to tell
     numbers = [Entry(name, "", (), "float64", 8, False, False, why) for name, why in {**SCALARS, **said}.items()]
     up, down = ({name: np.empty(e.shape, e.dtype) for name, e in entries.items()} for entries in (arrays, told))
     parameters = layout_of(model, job.method.parts).parameters

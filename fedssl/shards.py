@@ -88,7 +88,10 @@ def measured_skew(job: Job, device: torch.device) -> Mapping[str, float]:
         return {}
     some = seeds.stream(job.seed, "describe").permutation(len(table))[:_DESCRIBED]
     rows = torch.split(torch.from_numpy(some).to(table.device), 512)
-    numbers = torch.cat([statistics(table.batch(index)) for index in rows]).cpu().numpy()
+    batches = [table.batch(index) for index in rows]
+    if not all(isinstance(batch, Tensor) for batch in batches):  # examples that views are drawn from, not yet images
+        return {}
+    numbers = torch.cat([statistics(batch) for batch in batches]).cpu().numpy()
     skew = feature_skew([numbers[owner[some] == client] for client in np.unique(owner[some])])
     return {} if skew is None else {"feature_skew": skew}
 

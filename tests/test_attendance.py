@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import assert_same, execute, final_arrays, tiny
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -29,10 +30,10 @@ from fedssl.flower.server import federate
 from fedssl.job import Job
 from fedssl.model import Model, layout_of, to_arrays
 from fedssl.participation.base import Turn
-from fedssl.parts import Arrays, Share, part_of
+from fedssl.parts import Arrays, part_of
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
-from fedssl.setup import build_model, shares_of
+from fedssl.setup import build_model, public_of, shares_of
 
 Compose = Callable[..., Plan]
 
@@ -139,7 +140,7 @@ def test_a_client_that_never_trained_begins_with_the_servers_model(strategy: str
         return  # Flower's own have no client side: everybody begins with the server's model
     model = build_model(job, (3, 8, 8))
     shares = shares_of(job, model)
-    now = {key: value + 1 for key, value in to_arrays(model).items() if shares[key] is Share.merge}
+    now = {key: value + 1 for key, value in to_arrays(model).items() if shares[key].comes}
     for at in (1, 9):
         start, _ = rule.receive(now, Own(), at, layout_of(model, job.method.parts))
         given = {key: start.get(key, value) for key, value in now.items() if part_of(key) not in job.method.summaries}
@@ -171,7 +172,14 @@ def test_partial_work_is_the_beginning_of_the_whole(method: str) -> None:
 
 def fit_some(job: Any, model: Model, work: float) -> FitResult:
     shard = job.data.load().train.shard(np.arange(16), 0)
-    fixed = {"gradient": job.gradient, "round": 1, "rounds": job.federation.rounds, "seed": job.seed, "client": 0}
+    fixed: dict[str, Any] = {
+        "public": public_of(job, torch.device("cpu")),
+        "gradient": job.gradient,
+        "round": 1,
+        "rounds": job.federation.rounds,
+        "seed": job.seed,
+        "client": 0,
+    }
     return fit(job.method, model, shard, job.data.augment, job.local, work=work, **fixed)
 
 
