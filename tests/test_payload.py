@@ -59,7 +59,8 @@ def test_the_manifest_says_what_the_clients_then_send(method: str, tmp_path: Pat
     assert not any(entry["differentially_private"] for entry in content["up"])
     assert all(entry["why"] for key in ("up", "down") for entry in content[key])
     told = {entry["part"] for entry in content["up"] if "is a summary of the client's data" in entry["why"]}
-    assert told == {"fedsc": {"correlation"}, "orchestra": {"centroids", "local_centroids"}}.get(method, set())
+    sent = {"fedsc": "correlation", "orchestra": "local_centroids", "fedca": "projections", "flesd": "public"}
+    assert told == ({sent[method]} if method in sent else set())
     numbers = {entry["name"] for entry in content["up"] if not entry["part"]}
     (row,) = rundir.rows()
     clients = rundir.rows("clients.jsonl")
