@@ -24,6 +24,7 @@ from fedssl.participation.base import Attendance, Participation
 from fedssl.partition import FeatureShift, Partition, Splittable
 from fedssl.parts import Part
 from fedssl.sections import Consent, Evaluate, Federation
+from fedssl.wrapper import Wrapper
 
 
 class Source(Protocol):
@@ -235,6 +236,13 @@ class Job:
         self._check_others(data, modality)
         self._check_summaries(method, self._word("strategy"))
 
+    def _maker(self, summary: str) -> str:
+        """The word for the method that makes a summary: the chosen one, or one that it wraps."""
+        maker = self.method
+        while isinstance(maker, Wrapper) and summary in maker.base.summaries:
+            maker = maker.base
+        return type(maker).__name__.lower()
+
     def _check_summaries(self, method: str, strategy: str) -> None:
         """Refuse a strategy that cannot merge what the method summarises, or that needs what it does not."""
         rule, made = self.strategy(), self.method.summaries
@@ -251,7 +259,7 @@ class Job:
             if part.name not in needs:
                 raise ConfigError(
                     f"{strategy} would average {part.name!r}, in which each client of the method {method} summarises "
-                    f"its data, as if it were weights: use strategy={method.lower()}"
+                    f"its data, as if it were weights: use strategy={self._maker(part.name)}"
                 )
             if part.name in self.share:
                 raise ConfigError(

@@ -396,6 +396,7 @@ def test_19_public_examples_are_never_a_clients_own() -> None:
         (("method=fedca", "strategy=fedavg"), "strategy=fedca"),
         (("method=flesd", "strategy=fedavg", *PUBLIC), "strategy=flesd"),
         (("method=flesd", "strategy=fedadam", *PUBLIC), "strategy=flesd"),
+        (("method=fedx", "method@method.base=flesd", *PUBLIC), "use strategy=flesd"),
         (("strategy=fedca",), "method=fedca"),
         (("method=byol", "strategy=flesd"), "method=flesd"),
         ((*FLESD_RUN, "encoder@encoders.a=gin"), "encoders.a reads graphs"),
