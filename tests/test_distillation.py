@@ -180,6 +180,11 @@ def test_fedx_refuses_a_base_that_it_cannot_compare(base: str, word: str) -> Non
         config.compose(["method=fedx", f"method@method.base={base}"])
 
 
+def test_the_strategy_of_a_wrapped_method_is_named() -> None:
+    with pytest.raises(ConfigError, match="use strategy=flesd"):
+        config.compose(["method=fedx", "method@method.base=flesd", "data@public=synthetic"])
+
+
 def test_a_wrapper_shares_the_passes_of_its_base() -> None:
     job = job_of("fedx", "method.base.norm=batch")
     model = model_of(job)
@@ -396,7 +401,6 @@ def test_19_public_examples_are_never_a_clients_own() -> None:
         (("method=fedca", "strategy=fedavg"), "strategy=fedca"),
         (("method=flesd", "strategy=fedavg", *PUBLIC), "strategy=flesd"),
         (("method=flesd", "strategy=fedadam", *PUBLIC), "strategy=flesd"),
-        (("method=fedx", "method@method.base=flesd", *PUBLIC), "use strategy=flesd"),
         (("strategy=fedca",), "method=fedca"),
         (("method=byol", "strategy=flesd"), "method=flesd"),
         ((*FLESD_RUN, "encoder@encoders.a=gin"), "encoders.a reads graphs"),
