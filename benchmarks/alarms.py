@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.broken import Case, healthy, provoked
 from benchmarks.machine import machine
-from fedssl import config
+from fedssl import config, payload
 from fedssl.alarms import judge
 from fedssl.files import write_json, write_text
 from fedssl.progress import Reporter
@@ -39,6 +39,7 @@ def run(case: Case, seed: int, folder: Path) -> RunDirectory:
     """The finished run of a case, measured in every round."""
     name = "".join(c if c.isalnum() else "-" for c in f"{case.name}-{seed}")
     own = ("evaluate.every=1", "evaluate.final=false", f"seed={seed}", f"out={folder}", f"name={name}")
+    payload.uploads.cache_clear()  # it goes by the job, which does not say what is broken
     with case.broken():
         plan = config.compose([*case.options, *own])
         rundir = plan.open()

@@ -100,8 +100,8 @@ class Round:
 
 REMEDIES: Mapping[str, tuple[str, str]] = {  # name -> likely cause, remedy
     "divergence": (
-        "Likely cause: steps that are too large.",
-        "Lower local.lr, or set local.clip_norm.",
+        "Likely cause: steps that are too large, or a server's optimiser that pushed a variance of batch norm below 0.",
+        "Lower local.lr, set local.clip_norm, or use norm=group with such a strategy.",
     ),
     "complete collapse": (
         "Likely cause: nothing in the loss keeps features apart, or training has hardly begun.",

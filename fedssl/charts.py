@@ -79,21 +79,35 @@ def _column(panels: Sequence[Panel]) -> Figure:
 
 
 def _grid(rows: Sequence[Sequence[Panel]]) -> Figure:
-    """Rows of panels as wide as a page; equal vertical labels share their axis, equal names a legend on the left."""
-    figure, _ = new(2.5 * len(rows))
+    """Rows of panels as wide as a page; a row of equal names has its legend above it, others one in each panel."""
+    names = [[[*p.lines, *p.bars, *p.levels, *p.marks] for p in row] for row in rows]
+    alike = [all(own == each[0] for own in each) and len(each[0]) > 1 for each in names]
+    wide = [_fitting(each[0], 100) for each in names]
+    above = [-(-len(each[0]) // n) if same else 0 for each, n, same in zip(names, wide, alike, strict=True)]
+    heights = [2.4 + 0.17 * lines for lines in above]
+    figure, _ = new(sum(heights))
     figure.clear()
     figure.set_figwidth(7.2)
-    for row, part in zip(rows, figure.subfigures(len(rows), 1, squeeze=False)[:, 0], strict=True):
+    places = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for row, part, columns, same in zip(rows, places, wide, alike, strict=True):
         shared = len({panel.y for panel in row}) == 1
-        named: set[str] = set()
-        for panel, axes in zip(row, part.subplots(1, len(row), sharey=shared, squeeze=False)[0], strict=True):
+        for i, (panel, axes) in enumerate(
+            zip(row, part.subplots(1, len(row), sharey=shared, squeeze=False)[0], strict=True)
+        ):
             _draw(panel, axes)
-            axes.set_ylabel("" if shared and named else panel.y)
+            axes.set_ylabel("" if shared and i else panel.y)
             handles, labels = axes.get_legend_handles_labels()
-            if len(labels) > 1 and set(labels) != named:
-                axes.legend(handles, labels, handlelength=1.6, labelspacing=0.3, loc="best")
-            named = set(labels)
+            if same and i == 0:
+                part.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.2)
+            elif len(labels) > 1 and not same:
+                axes.legend(handles, labels, handlelength=2.4, labelspacing=0.3, loc="best")
     return figure
+
+
+def _fitting(names: Sequence[str], room: int) -> int:
+    """How many columns of a legend fit beside each other."""
+    widest = max((len(plain(name)) for name in names), default=0) + 8  # the sample of its line
+    return max(1, min(len(names), room // widest))
 
 
 def _columns(names: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from simulations.studies.federated.measures import FIVE, LINEAR
 from simulations.studies.federated.results import Results, columns
 
 PAIRS = (("SimSiam", "no stop-gradient"), ("FedBYOL", "target only"))  # healthy, collapsing: the spectra that are drawn
+_MOST = 7  # cases in a panel, as many as there are colours
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,16 @@ class Collapse:
         """Every case by family: ranks by round, and accuracies at the end."""
         rows: list[Sequence[Panel]] = []
         for family in self.families:
-            names = [name for name, case in self.cases.items() if case.family == family]
-            bars = {
-                name: {measure: results.interval(name, measure).bar for measure in (FIVE, LINEAR)} for name in names
-            }
-            ranks = self._ranks(family, {name: histories[name] for name in names})
-            rows.append([ranks, Panel("", "accuracy", bars=bars, title="at the end")])
+            of = {name: case for name, case in self.cases.items() if case.family == family}
+            saved = [name for name, case in of.items() if case.kind == REMEDY]
+            failing = [name for name in of if name not in saved]
+            fails = [name for name in failing if name == family or name in {of[each].twin for each in saved}]
+            for names in [list(of)] if len(of) <= _MOST else [failing, [*fails, *saved]]:
+                bars = {
+                    name: {measure: results.interval(name, measure).bar for measure in (FIVE, LINEAR)} for name in names
+                }
+                ranks = self._ranks(family, {name: histories[name] for name in names})
+                rows.append([ranks, Panel("", "accuracy", bars=bars, title="at the end")])
         return rows
 
     def _collapses(self, results: Results, name: str) -> Finding:

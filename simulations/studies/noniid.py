@@ -124,10 +124,9 @@ class NonIID:
         results = Results({**found.values, UNTRAINED: start, **{(SUPERVISED, s): v for s, v in baseline.items()}})
         return Outcome(
             results.rows("non-IID", _place, _setting),
-            {"skews": self._skews(results), "strategies": self._strategies(results), "methods": self._methods(results),
-             "clients": self._clients(results)},
+            self._charts(results),
             Facts(results, self.centre, self.even).findings(self.methods, self.strategies, self.skews, self.counts),
-        )  # fmt: skip
+        )
 
     def _supervised(self, bench: Bench, skew: str) -> dict[str, list[float]]:
         """The baseline on one split; the learning rate is chosen on the first seed and serves all."""
@@ -137,6 +136,16 @@ class NonIID:
         each = [Baseline(plan.job, bench.folder / "supervised") for plan in plans]
         rate = each[0].best(self.rates)
         return columns([baseline.measured(rate) for baseline in each])
+
+    def _charts(self, results: Results) -> dict[str, Sequence[Panel]]:
+        """One an axis that has been walked."""
+        axes = {
+            "skews": (self.skews, self._skews),
+            "strategies": (self.strategies, self._strategies),
+            "methods": (self.methods, self._methods),
+            "clients": (self.counts, self._clients),
+        }
+        return {name: draw(results) for name, (values, draw) in axes.items() if len(values) > 1}
 
     def _skews(self, results: Results) -> list[Panel]:
         """Strategies by skews with few labels, and beside the baseline with all of them."""

@@ -61,7 +61,7 @@ class History:
         return cls(
             [0, *(int(row["round"]) for row in rows)],
             [diagnostics.effective_rank(z), *(float(row["effective_rank"]) for row in rows)],
-            [list(map(float, spectrum_shares(z))), *(row["spectrum"] for row in rows)],
+            [list(map(float, spectrum_shares(z)))[: len(rows[0]["spectrum"])], *(row["spectrum"] for row in rows)],
         )
 
     def curves(self, count: int = 5) -> dict[str, Line]:

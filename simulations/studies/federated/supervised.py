@@ -106,7 +106,7 @@ class Baseline:
         recalls = np.bincount(held, said == held, probed.classes) / np.bincount(held, minlength=probed.classes)
         gets = for_clients(recalls, shares)
         head = {HEAD: float((said == held).mean()), MEAN: float(gets.mean()), WORST: float(gets.min())}
-        return head | probed.accuracies()
+        return head | probed.accuracies() | {"learning rate": rate}
 
     def trained(self, rate: float, shards: Sequence[Ints], what: str = "all") -> Arrays:
         """The model after all rounds: from the file, or trained now."""
