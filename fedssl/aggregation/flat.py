@@ -14,9 +14,10 @@ _GRID = 36  # binary digits below the bound: sums of up to 2^16 clipped vectors 
 
 def length(change: Mapping[str, np.ndarray]) -> float:
     """The L2 norm over all arrays, of any shape (0-d, empty) and type; nan if a value is not finite."""
-    largest = max((float(np.abs(v.astype(np.float64)).max()) for v in change.values() if v.size), default=0.0)
-    if not math.isfinite(largest):
+    peaks = [float(np.abs(v.astype(np.float64)).max()) for v in change.values() if v.size]
+    if not all(map(math.isfinite, peaks)):  # not of their maximum, in which a nan can be lost
         return math.nan
+    largest = max(peaks, default=0.0)
     if largest == 0:
         return 0.0
     squares = (float(np.square(v.astype(np.float64) / largest).sum()) for v in change.values())  # no overflow
