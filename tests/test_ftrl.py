@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def patterns(rounds: int, separation: int) -> list[tuple[int, ...]]:
         turns
         for size in range(1, rounds + 1)
         for turns in combinations(range(rounds), size)
-        if all(b - a >= separation for a, b in zip(turns, turns[1:], strict=False))
+        if all(b - a >= separation for a, b in pairwise(turns))
     ]
 
 
@@ -61,7 +61,7 @@ def test_a_separation_below_the_band_would_not_be_covered() -> None:
         ({}, Synchronous(), r"after 1 rounds"),
     ],
 )
-def test_participation_that_does_not_wait_is_refused(
+def test_participation_without_waiting_is_refused(
     options: dict[str, int], participation: object, words: str
 ) -> None:
     with pytest.raises(PrivacyError, match=words):
