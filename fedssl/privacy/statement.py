@@ -46,11 +46,6 @@ class Declared:
     public: tuple[str, ...] = ()
 
 
-def nothing() -> dict[str, Any]:
-    """The statement of a run that claims nothing."""
-    return {"unit": None, "epsilon": None, "says": "No differential privacy is claimed."}
-
-
 def spent(rows: Iterable[Mapping[str, Any]]) -> dict[int, Release]:
     """By client, its releases so far, from the rows of clients.jsonl; only what it says last counts."""
     last: dict[int, Release] = {}
@@ -76,7 +71,7 @@ def statement(declared: Declared, releases: Sequence[Release]) -> dict[str, Any]
     found = worst(releases, declared.delta)
     content: dict[str, Any] = asdict(declared)
     if found is None:
-        return {**content, "epsilon": 0.0, "not_covered": _holes(declared)}
+        return {**content, "epsilon": 0.0, "not_covered": _holes(declared), "says": sentence(declared, 0.0)}
     costs = {name: _number(compose([found], declared.delta, name)) for name in Accountant}
     rdp = [(delta, _number(compose([found], delta, grid=FAST))) for delta in DELTAS]
     return {

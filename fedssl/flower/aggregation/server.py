@@ -1,0 +1,210 @@
+"""The server's side: a round's replies become one, and a conversation with the clients where one is needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedssl import tree
+from fedssl.aggregation.base import Memory, Occasion, Private, Session, Told
+from fedssl.errors import PrivacyError
+from fedssl.flower import codec
+from fedssl.flower.aggregation.clients import untold
+from fedssl.flower.rounds import exchange
+from fedssl.job import Job
+from fedssl.model import Model
+from fedssl.norms import variance_keys
+from fedssl.parts import Arrays
+from fedssl.progress import Reporter
+
+if TYPE_CHECKING:
+    from fedssl.privacy.ledger import Ledger
+
+ASK = "query.aggregation"
+_LEDGER = "ledger"
+
+
+@dataclass
+class Server:
+    """The aggregation of a run: what it remembers between rounds."""
+
+    job: Job
+    grid: Grid
+    nodes: Mapping[int, int]  # client -> node id
+    memory: Memory
+    variances: frozenset[str] = frozenset()  # arrays that may not become negative
+    ledger: Ledger | None = None  # of the federation, if the aggregation claims an epsilon
+    row: dict[str, float] = field(default_factory=dict)  # of the round that was finished last
+    _session: Session | None = None
+    _asked: Arrays = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, job: Job, grid: Grid, nodes: Mapping[int, int], model: Model) -> Server:
+        """Before the first round.
+
+        Args:
+            job: what is run.
+            grid: of all nodes.
+            nodes: client -> node id.
+            model: only its kind is read.
+        """
+        if job.aggregation.each:
+            return cls(job, grid, nodes, Memory())
+        ledger = None
+        if isinstance(job.aggregation, Private):
+            from fedssl.privacy.ledger import Ledger  # here, because accountants take a second to import
+
+            ledger = Ledger()
+        return cls(job, grid, nodes, job.aggregation.begin(job.planned), variance_keys(model), ledger)
+
+    @property
+    def each(self) -> bool:
+        """Whether the strategy sees every update as it was trained."""
+        return self.job.aggregation.each
+
+    def saved(self) -> tuple[Arrays, dict[str, Any]]:
+        """What a checkpoint keeps."""
+        spent = {} if self.ledger is None else {_LEDGER: self.ledger.text()}
+        return self.memory.arrays, {**self.memory.numbers, **spent}
+
+    def restore(self, arrays: Arrays, numbers: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint stands.
+
+        Raises:
+            PrivacyError: its ledger was changed.
+        """
+        own = {key: value for key, value in numbers.items() if key != _LEDGER}
+        if arrays or own:
+            self.memory = Memory(arrays, own)
+        if self.ledger is not None:
+            self.ledger = type(self.ledger).read(numbers.get(_LEDGER, ""))
+
+    def charge(self, lost: Iterable[tuple[int, int]]) -> None:
+        """Write rounds into the ledger, with their attempts, that had begun and are lost: they may have been seen."""
+        for at, attempt in lost:
+            if self.ledger is not None and isinstance(self.job.aggregation, Private):
+                entry = self.job.aggregation.entry(self.job.planned, at, attempt)
+                self.ledger = self.ledger.spend(entry) if entry.count else self.ledger
+
+    def spend(self, at: int, attempt: int) -> bool:
+        """Write a round into the ledger before its clients are asked; False if it would exceed the budget.
+
+        Raises:
+            PrivacyError: already the first round would.
+        """
+        private, plan = self.job.aggregation, self.job.planned
+        if self.ledger is None or not isinstance(private, Private):
+            return True
+        entry, (budget, delta) = private.entry(plan, at, attempt), private.budget(plan)
+        if not entry.count:
+            return True
+        # Each planned round once is what the noise was solved for, so that only repeated ones can be too many.
+        again = any(old.attempt > 1 for old in (*self.ledger.entries, entry))
+        if again and math.isfinite(budget) and self.ledger.affordable(entry, budget, delta) < entry.count:
+            if at == 1:
+                raise PrivacyError(f"round 1 would exceed aggregation.target_epsilon={budget:g}: start a new run")
+            return False
+        self.ledger = self.ledger.spend(entry)
+        return True
+
+    @property
+    def epsilon(self) -> float | None:
+        """What has been spent, at the declared delta; None where nothing is claimed."""
+        private = self.job.aggregation
+        if self.ledger is None or not isinstance(private, Private):
+            return None
+        return self.ledger.epsilon(private.budget(self.job.planned)[1])
+
+    def declare(self) -> dict[str, Any]:
+        """The content of `privacy.json`; empty where nothing is claimed."""
+        private = self.job.aggregation
+        if self.ledger is None or not isinstance(private, Private):
+            return {}
+        from fedssl.aggregation.statement import statement
+
+        return dict(statement(private, self.job.planned, self.ledger))
+
+    def announce(self, reporter: Reporter, size: int) -> None:
+        """Say what is switched off because the server shall not see it, and how long the noise is.
+
+        Args:
+            reporter: says it.
+            size: numbers in an update.
+        """
+        if isinstance(self.job.aggregation, Private):
+            for sentence in self.job.aggregation.remarks(self.job.planned, size):
+                reporter.say(sentence)
+        if not self.each and self.job.evaluate.clients:
+            reporter.say(
+                f"evaluate.clients={self.job.evaluate.clients} is read as 0, and clients report no loss: with this "
+                "aggregation nobody sees what a single client has trained"
+            )
+
+    def open(self, asked: Arrays, at: int, attempt: int, clients: Iterable[int]) -> None:
+        """Begin a round, before its clients are instructed.
+
+        Args:
+            asked: the present values of the arrays that clients send.
+            at: the round.
+            attempt: of it, from 1.
+            clients: whose updates are awaited.
+        """
+        self.row = {}
+        if not self.each:
+            self._asked = asked
+            occasion = Occasion(at, attempt, sorted(clients))
+            self._session = self.job.aggregation.open(asked, occasion, self.memory, self.job.planned, self.ask)
+
+    def instruct(self, messages: Iterable[Message], client_of: Mapping[int, int]) -> None:
+        """Add to each instruction what the session tells its client; equal contents stay shared."""
+        if self._session is None:
+            return
+        shared: dict[tuple[Any, ...], RecordDict] = {}
+        for message in messages:
+            words = untold(self._session.told(client_of[message.metadata.dst_node_id]))
+            key = (id(message.content), *sorted(words.items()))
+            if words and key not in shared:
+                config = ConfigRecord({**message.content.config_records[codec.CONFIG], **words})
+                shared[key] = RecordDict({**message.content, codec.CONFIG: config})
+            message.content = shared.get(key, message.content)
+
+    def one(self, replies: Iterable[Message], client_of: Mapping[int, int]) -> Iterator[Message]:
+        """Fold all replies into one: the round's start plus the mean of the changes, of weight 1.
+
+        It comes even if nobody has sent anything, for noise alone is an outcome, too; but not if the session finds the
+        round too small.
+        """
+        session = self._session
+        if session is None:
+            yield from replies
+            return
+        for reply in replies:
+            client = client_of[reply.metadata.src_node_id]
+            session.add(client, codec.decode(reply.content.array_records[codec.ARRAYS]))
+        outcome, self._session = session.finish(), None
+        if outcome is None:
+            return
+        self.memory, self.row = outcome.memory, dict(outcome.row)
+        moved = {k: np.asarray(self._asked[k], np.float64) + change for k, change in outcome.change.items()}
+        moved |= {k: np.maximum(moved[k], 0.0) for k in self.variances & moved.keys()}
+        content = codec.reply(tree.like(moved, self._asked), {codec.WEIGHT: 1})
+        yield Message(content, reply_to=Message(RecordDict(), 0, MessageType.TRAIN))
+
+    def ask(self, questions: Mapping[int, Told]) -> dict[int, Told]:
+        """Send each client its question and wait for the answers; who fails or is late has none."""
+        messages = []
+        for client, words in questions.items():
+            config = ConfigRecord({"job": self.job.text, **untold(words)})
+            messages.append(Message(RecordDict({codec.CONFIG: config}), self.nodes[client], ASK))
+        clients = {self.nodes[client]: client for client in questions}
+        answers: dict[int, Told] = {}
+        for reply in exchange(self.grid, messages, self.job.federation.timeout_s):
+            if reply.has_content():
+                answers[clients[reply.metadata.src_node_id]] = dict(reply.content.config_records[codec.CONFIG])  # type: ignore[arg-type]
+        return answers
