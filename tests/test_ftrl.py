@@ -10,12 +10,12 @@ from conftest import assert_same
 
 from fedssl.aggregation import banded
 from fedssl.aggregation.base import Memory, Occasion, Planned
+from fedssl.aggregation.client_dp import ClientDP
+from fedssl.aggregation.ftrl import FTRL
 from fedssl.aggregation.noise import Noise
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.participation.cohorts import Cohorts
 from fedssl.participation.synchronous import Synchronous
-from fedssl.privacy.client_dp import ClientDP
-from fedssl.privacy.ftrl import FTRL
 from fedssl.privacy.release import gaussian_epsilon
 
 
@@ -61,9 +61,7 @@ def test_a_separation_below_the_band_would_not_be_covered() -> None:
         ({}, Synchronous(), r"after 1 rounds"),
     ],
 )
-def test_participation_without_waiting_is_refused(
-    options: dict[str, int], participation: object, words: str
-) -> None:
+def test_participation_without_waiting_is_refused(options: dict[str, int], participation: object, words: str) -> None:
     with pytest.raises(PrivacyError, match=words):
         FTRL(**options).admit(Planned(1000, 10, 0, participation))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="band=0"):
