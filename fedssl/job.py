@@ -13,7 +13,7 @@ import numpy as np
 
 from fedssl import seeds
 from fedssl.aggregation.admission import refuse
-from fedssl.aggregation.base import Aggregation, Planned, Private
+from fedssl.aggregation.base import Aggregation, Planned
 from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
 from fedssl.compression import Compression
@@ -174,8 +174,8 @@ class Job:
 
     @property
     def private(self) -> bool:
-        """Whether anything is claimed, of examples or of clients."""
-        return self.privacy.private or isinstance(self.aggregation, Private)
+        """Whether anything is to be hidden, so that no randomness of a round may be used twice."""
+        return self.privacy.private or not self.aggregation.each
 
     @property
     def planned(self) -> Planned:
@@ -270,12 +270,7 @@ class Job:
         self._check_others(data, modality)
         self._check_summaries(method, self._word("strategy"))
         if not self.aggregation.each:
-            refuse(self.strategy(), self.method.summaries, self.compression)
-            if self.federation.quorum > 1:
-                raise ConfigError(
-                    f"federation.quorum={self.federation.quorum} would tell how many clients took part, which the "
-                    "aggregation hides: use federation.quorum=1"
-                )
+            refuse(self.strategy(), self.method.summaries, self.compression, self.federation.quorum, self.privacy)
         self.aggregation.admit(self.planned)
 
     def _maker(self, summary: str) -> str:

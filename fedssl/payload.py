@@ -99,8 +99,8 @@ def _entry(job: Job, name: str, value: np.ndarray, why: str, follows: bool = Fal
     """Of one array; `follows` says that its size is that of a client."""
     holders = {part.name for part in job.method.parts if part.holds_examples or part.sized}
     part = part_of(name)
-    holds, private = follows or part in holders, job.privacy.private or job.aggregation.private_uploads
-    return Entry(name, part, value.shape, str(value.dtype), value.nbytes, holds, private, why)
+    private = job.privacy.private or job.aggregation.private_uploads
+    return Entry(name, part, value.shape, str(value.dtype), value.nbytes, follows or part in holders, private, why)
 
 
 def check_reply(

@@ -33,7 +33,7 @@ class Checkpoint:
     arrays: Arrays
     strategy: tuple[Arrays, dict[str, Any]]  # arrays and scalars of the strategy's own state
     past: Mapping[int, Arrays] = field(default_factory=dict)  # earlier models, by round, that stale turns began with
-    aggregation: tuple[Arrays, dict[str, Any]] = field(default_factory=lambda: ({}, {}))  # its memory and its ledger
+    aggregation: tuple[Arrays, Mapping[str, float]] = field(default_factory=lambda: ({}, {}))  # its memory
 
 
 class RunDirectory:
@@ -147,7 +147,11 @@ class RunDirectory:
         The note outlives a kill and is never cut back: what clients release in a round that is lost has been released.
         """
         self._note({"round": at})
-        return sum(row.get("round") == at for row in self.rows(ATTEMPTS))
+        return self.attempts().count(at)
+
+    def attempts(self) -> list[int]:
+        """The rounds that have begun, in order, whatever became of them."""
+        return [int(row["round"]) for row in self.rows(ATTEMPTS) if "round" in row]
 
     def resumed(self, done: int) -> None:
         """Note that the run goes on after round `done`: what had begun after it is lost."""
@@ -220,7 +224,7 @@ class RunDirectory:
             write_arrays(folder / "past.safetensors", past)
         arrays, numbers = point.aggregation
         if arrays or numbers:
-            write_arrays(folder / "aggregation.safetensors", arrays, {"numbers": json.dumps(numbers)})
+            write_arrays(folder / "aggregation.safetensors", arrays, {"numbers": json.dumps(dict(numbers))})
         write_text(self.path / "checkpoints" / "LATEST", folder.name)
         for old in (self.path / "checkpoints").glob("[0-9]*"):
             if old.name != folder.name:
@@ -248,7 +252,7 @@ class RunDirectory:
             scalars = json.loads(meta["scalars"])
         except (KeyError, ValueError) as error:
             raise ResumeError(f"{folder} is damaged: start the run anew under another name") from error
-        memory: tuple[Arrays, dict[str, Any]] = ({}, {})
+        memory: tuple[Arrays, dict[str, float]] = ({}, {})
         if (folder / "aggregation.safetensors").exists():
             own, meta = read_arrays(folder / "aggregation.safetensors")
             memory = own, json.loads(meta["numbers"])

@@ -69,22 +69,21 @@ def federate(
             saved = tree.like(point.arrays, initial)
             done, now = point.round, {key: saved[key] for key in now}  # in order: Flower's FedAvgM counts on it
             strategy_state.give(strategy, *point.strategy)
-            run.aggregation.restore(*point.aggregation)
+            run.aggregation.restore(*point.aggregation, rundir.attempts(), done)
             run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
         run.history.models[done] = now
         run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
         run.spent.update(statement.spent(rundir.rows("clients.jsonl")))
         rundir.resumed(done)
-        run.aggregation.charge(rundir.lost())
         _restore_clients(run, done)
         run.aggregation.announce(reporter, sum(initial[key].size for key in run.merged))
         reporter.begin(rundir.path.name, done, job.federation.rounds)
         try:
             for at in range(done + 1, job.federation.rounds + 1):
-                attempt = rundir.attempt(at) if job.private else 0
-                if not run.aggregation.spend(at, attempt):
+                if not run.aggregation.affords(at, rundir.attempts().count(at) + 1):
                     reporter.say(f"round {at} would exceed the privacy budget: the run ends before it")
                     break
+                attempt = rundir.attempt(at) if job.private else 0
                 now = _round(run, strategy, at, attempt, now, initial)
         finally:
             reporter.end()
@@ -244,31 +243,19 @@ def _local_arrays(run: Running, client: int) -> Arrays:
 
 def _checkpoint(run: Running, strategy: Any, at: int, now: Arrays, clients: list[int]) -> None:
     if isinstance(run.grid, InProcessGrid):
-        for client in _changed_since_checkpoint(run, clients):
-            state = codec.ClientState.load(run.grid.context(run.nodes[client]))
-            if not state.empty:
-                state_files.write(run.rundir.clients, client, state)
+        state_files.take(run.grid, run.nodes, None if run.job.checkpoint_every > 1 else clients, run.rundir.clients)
     past = {version: model for version, model in run.history.models.items() if version != at}
-    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past, run.aggregation.saved()))
+    memory = run.aggregation.memory
+    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past, (memory.arrays, memory.numbers)))
     if isinstance(run.grid, InProcessGrid) and run.rundir.clients.exists():
         for client in clients:
             state_files.prune(run.rundir.clients, client, at)
 
 
-def _changed_since_checkpoint(run: Running, clients: list[int]) -> list[int]:
-    """This round's clients, and with rarer checkpoints all that have taken part: their files may be older."""
-    if run.job.checkpoint_every == 1 or not isinstance(run.grid, InProcessGrid):
-        return clients
-    return sorted(node - 1 for node in run.grid.contexts)
-
-
 def _restore_clients(run: Running, done: int) -> None:
     """Give the clients of this process the states they had at the checkpoint."""
     if isinstance(run.grid, InProcessGrid):
-        for path in sorted(run.rundir.clients.glob("*.safetensors")):
-            client, _, last = path.stem.partition("-")
-            if int(last) <= done:  # sorted, so a newer file of the same client comes later and wins
-                state_files.read(path).save(run.grid.context(run.nodes[int(client)]))
+        state_files.give(run.grid, run.nodes, run.rundir.clients, done)
     elif (
         done
         and run.state_dir is None

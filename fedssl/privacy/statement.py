@@ -46,6 +46,11 @@ class Declared:
     public: tuple[str, ...] = ()
 
 
+def nothing() -> dict[str, Any]:
+    """The statement of a run that claims nothing."""
+    return {"unit": None, "epsilon": None, "says": "no differential privacy is claimed"}
+
+
 def spent(rows: Iterable[Mapping[str, Any]]) -> dict[int, Release]:
     """By client, its releases so far, from the rows of clients.jsonl; only what it says last counts."""
     last: dict[int, Release] = {}
