@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from itertools import combinations
 from typing import Any, cast
 
 from fedssl.errors import FedsslError, PrivacyError
 from fedssl.method import SSLMethod
+from fedssl.methods.sigmoid import SigmoidPairs
+from fedssl.methods.simclr import SimCLR
 from fedssl.model import Model
 from fedssl.norms import has_batch_norm
 from fedssl.parts import Coupling
@@ -26,6 +28,13 @@ CHANGES = (
 
 def alone(method: SSLMethod) -> str:
     """Why a record's loss or its traces are not its own, in half a sentence; empty if the method says they are."""
+    if why := lingers(method):
+        return why
+    return "has a loss in which the examples of a batch act on each other" if method.coupling is Coupling.batch else ""
+
+
+def lingers(method: SSLMethod) -> str:
+    """Why something of a record outlives its batch, in half a sentence; empty if the method says that nothing does."""
     if method.summaries:
         return f"uploads a summary of its examples ({method.summaries[0]}) that no noise covers"
     for part in method.parts:
@@ -33,21 +42,19 @@ def alone(method: SSLMethod) -> str:
             return f"keeps what it has seen of examples in its part {part.name!r}, where they act in later steps"
     if method.coupling is Coupling.history:
         return "lets examples of earlier batches act on later ones"
-    if method.coupling is Coupling.batch:
-        return "has a loss in which the examples of a batch act on each other"
     return ""
 
 
-def changes(method: SSLMethod) -> tuple[str, ...] | None:
-    """The fewest overrides after which `alone` has nothing to say; () if it has nothing now, None if none are known."""
-    if not alone(method):
+def changes(method: SSLMethod, objection: Callable[[SSLMethod], str] = alone) -> tuple[str, ...] | None:
+    """The fewest overrides after which nothing is objected; () if nothing is now, None if none are known."""
+    if not objection(method):
         return ()
     own = {field.name for field in fields(cast(Any, method))}
     usable = [(name, value) for name, value in CHANGES if name in own and getattr(method, name) != value]
     for chosen in _subsets(usable):
         try:
             other = cast(SSLMethod, replace(cast(Any, method), **dict(chosen)))
-            if not alone(other):
+            if not objection(other):
                 public = ("data@public=NAME",) if other.reads_public else ()
                 return (*(f"method.{name}={value}" for name, value in chosen), *public)
         except FedsslError:
@@ -66,11 +73,24 @@ def check_alone(method: SSLMethod, mechanism: str) -> None:
     Raises:
         PrivacyError: with the reason and the nearest settings that have a proof.
     """
-    why = alone(method)
+    _refuse(method, mechanism, alone)
+
+
+def check_stateless(method: SSLMethod, mechanism: str) -> None:
+    """Refuse a method in which something of a record outlives its batch; what happens within it is not asked.
+
+    Raises:
+        PrivacyError: with the reason and the nearest settings that have a proof.
+    """
+    _refuse(method, mechanism, lingers)
+
+
+def _refuse(method: SSLMethod, mechanism: str, objection: Callable[[SSLMethod], str]) -> None:
+    why = objection(method)
     if not why:
         return
     name = type(method).__name__
-    named = changes(method)
+    named = changes(method, objection)
     first = f"set {' '.join(named)}, or " if named else ""
     raise PrivacyError(
         f"privacy={mechanism} has no proof for {name}, which {why}: {first}use {nearest(method, mechanism)}"
@@ -78,8 +98,16 @@ def check_alone(method: SSLMethod, mechanism: str) -> None:
 
 
 def nearest(method: SSLMethod, mechanism: str) -> str:
-    """Other ways to privacy that a refusal names."""
-    return "method=byol method.norm=group, method=mae, or aggregation=client_dp, under which every method is valid"
+    """Other ways to privacy that a refusal names, those that keep the method first."""
+    norm = " method.norm=group" if getattr(method, "norm", "") == "batch" else ""
+    ways = []
+    if mechanism != "pairs" and type(method) in (SimCLR, SigmoidPairs):
+        ways.append(f"privacy=pairs{norm}")
+    if mechanism != "groups" and method.coupling is Coupling.batch and not lingers(method):
+        ways.append(f"privacy=groups{norm}")
+    alone_already = "" if mechanism == "example" else "privacy=example with "
+    ways += [f"{alone_already}method=byol method.norm=group", "method=mae"]
+    return f"{', '.join(ways)}, or aggregation=client_dp, under which every method is valid"
 
 
 def check_network(model: Model, method: SSLMethod) -> None:
