@@ -45,11 +45,11 @@ def members(label: Tensor) -> dict[int, Tensor]:
 
 
 class _Objective(nn.Module):
-    """The loss of one group, times `share`, as a module whose parameters can be replaced."""
+    """The loss of one group as a module whose parameters can be replaced."""
 
-    def __init__(self, method: SSLMethod, model: Model, share: float) -> None:
+    def __init__(self, method: SSLMethod, model: Model) -> None:
         super().__init__()
-        self.method, self.model, self.share = method, model, share
+        self.method, self.model = method, model
 
     def forward(self, views: Sequence[Tensor], index: Tensor, batch: Batch, step: Step) -> LossOutput:
         own = Batch(views, index, batch.public, batch.public_index)
@@ -68,7 +68,7 @@ def by_vmap(method: SSLMethod, model: Model, batch: Batch, step: Step, rows: Ten
     Returns:
         For each trainable parameter (G, *shape); losses (G,); features (G * size, D).
     """
-    objective = _Objective(method, model, share)
+    objective = _Objective(method, model)
     names = [name for name, p in objective.named_parameters() if p.requires_grad]
     values = {name: p.detach() for name, p in objective.named_parameters() if p.requires_grad}
 

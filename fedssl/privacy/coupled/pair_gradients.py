@@ -103,7 +103,7 @@ def bounds(seen: Seen) -> Tensor:
     rows = []
     for some in torch.split(torch.arange(m, device=unit.device), max(1, _HELD // (m * k))):
         u = (unit[None] - (valid * scores)[some, :, None] * unit[some, None]) * scale[some, None]  # (s, m, K)
-        rows.append(((u @ seen.grams[some]) * u).sum(2).clamp(min=0).sqrt())
+        rows.append(((u @ seen.grams[some]) * u).sum(2).clamp(min=1e-60).sqrt())
     one = torch.cat(rows)
     return one + one.T
 

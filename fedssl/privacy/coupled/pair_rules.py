@@ -139,7 +139,8 @@ def nt_xent_sensitivity(temperature: float) -> float:
         r <= e^(2 / ((N - 1) t)) / (N - 1) * mean_a (e^(x_a.(y - m) / t) + e^(x_a.(y' - m) / t)).
 
     With A = |y - m|, the numbers x_a.(y - m) are in [-A, A] and have the mean y.m - |m|^2 = 1 - A^2 - y.m <= A (1 - A),
-    as 1 - y.m = y.(y - m) <= A; |y| = 1 is the worst, by convexity. An exponential is below its chord, so each mean is at most
+    as 1 - y.m = y.(y - m) <= A; |y| = 1 is the worst, by convexity. An exponential is below its chord, so each mean is
+    at most
 
         cosh(A / t) + (1 - A) sinh(A / t) = ((2 - A) e^(A / t) + A e^(-A / t)) / 2 <= t / (2 e) (e^(2 / t) + 1) =: G.
 
