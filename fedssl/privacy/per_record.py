@@ -154,7 +154,7 @@ def pieces(batch: Batch, size: int) -> Iterator[Batch]:
 
 def norms(gradients: Iterable[Tensor]) -> Tensor:
     """(n,) the length of each record's gradient over all parameters, in float64 so that no small one is lost."""
-    return torch.stack([g.flatten(1).double().square().sum(1) for g in gradients]).sum(0).sqrt()
+    return torch.stack([g[..., None].flatten(1).double().square().sum(1) for g in gradients]).sum(0).sqrt()
 
 
 def clipped_sum(gradients: Sequence[Tensor], clip_norm: float) -> list[Tensor]:

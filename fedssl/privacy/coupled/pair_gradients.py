@@ -81,7 +81,7 @@ def look(model: Model, views: Sequence[Tensor], held: int) -> Seen:
     projections, grams = [], []
     for some in torch.split(rows, max(1, held // width)):
         jacobians, found = each(values, some)
-        flat = (j.detach().flatten(2).double() for j in jacobians.values())
+        flat = (j.detach()[..., None].flatten(2).double() for j in jacobians.values())
         grams.append(torch.stack([j @ j.mT for j in flat]).sum(0))
         projections.append(found.double())
     return Seen(torch.cat(projections), torch.cat(grams))
