@@ -99,10 +99,10 @@ def resumed(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray
 
     original = server._round
 
-    def stop(run, strategy, at, now, initial):  # type: ignore[no-untyped-def]
+    def stop(run, strategy, at, *rest):  # type: ignore[no-untyped-def]
         if at == 2:
             raise KeyboardInterrupt
-        return original(run, strategy, at, now, initial)
+        return original(run, strategy, at, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(server, "_round", stop)

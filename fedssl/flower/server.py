@@ -69,11 +69,12 @@ def federate(
             saved = tree.like(point.arrays, initial)
             done, now = point.round, {key: saved[key] for key in now}  # in order: Flower's FedAvgM counts on it
             strategy_state.give(strategy, *point.strategy)
-            run.aggregation.restore(*point.aggregation, rundir.attempts(), done)
+            run.aggregation.restore(*point.aggregation)
             run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
         run.history.models[done] = now
         run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
         run.spent.update(statement.spent(rundir.rows("clients.jsonl")))
+        run.aggregation.replay(rundir.attempts(), done)
         rundir.resumed(done)
         _restore_clients(run, done)
         run.aggregation.announce(reporter, sum(initial[key].size for key in run.merged))
@@ -83,8 +84,7 @@ def federate(
                 if not run.aggregation.affords(at, rundir.attempts().count(at) + 1):
                     reporter.say(f"round {at} would exceed the privacy budget: the run ends before it")
                     break
-                attempt = rundir.attempt(at) if job.private else 0
-                now = _round(run, strategy, at, attempt, now, initial)
+                now = _round(run, strategy, at, now, initial)
         finally:
             reporter.end()
         return finish(run, initial, now | _student(strategy))
@@ -123,7 +123,7 @@ def _student(strategy: Any) -> Arrays:
     return strategy.student if isinstance(strategy, Trainer) else {}
 
 
-def _round(run: Running, strategy: Any, at: int, attempt: int, now: Arrays, initial: Arrays) -> Arrays:
+def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
     """Instruct who takes part, merge the replies, measure, log, checkpoint."""
     started = time.perf_counter()
     job = run.job
@@ -149,7 +149,7 @@ def _round(run: Running, strategy: Any, at: int, attempt: int, now: Arrays, init
     began = {turn.client: run.history.models[turn.start] for turn in turn_of.values()}
     counted = (list(turn_of), job.federation.tolerate, now, partition_of)
     tally = Tally(*counted, keep, moved, lacking, unpack, began, run.aggregation.each)
-    merged = _merge(run, strategy, (at, attempt), now, tally, turn_of)
+    merged = _merge(run, strategy, at, now, tally, turn_of)
     row: dict[str, Any] = {"round": at, "clients": tally.updates, "failures": len(tally.failures)}
     if merged is None:
         job.federation.skip(at, tally.updates)
@@ -183,14 +183,15 @@ def _round(run: Running, strategy: Any, at: int, attempt: int, now: Arrays, init
 
 
 def _merge(
-    run: Running, strategy: Any, begun: tuple[int, int], now: Arrays, tally: Tally, turn_of: Mapping[int, Turn]
+    run: Running, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of: Mapping[int, Turn]
 ) -> Arrays | None:
     """Instruct the clients of these turns and let the strategy merge what comes back; None if too little does."""
-    job, (at, attempt) = run.job, begun
+    job = run.job
     if not turn_of and run.aggregation.each:
         return None
     config = ConfigRecord({"job": job.text, "server-round": at, "made": run.history.made(at - 1)})
-    if attempt:
+    attempt = run.rundir.attempt(at) if job.private else 1
+    if job.private:
         lost = run.rundir.lost()
         config.update({"attempt": attempt, "lost-rounds": [r for r, _ in lost], "lost-attempts": [a for _, a in lost]})
     if run.state_dir is not None:

@@ -70,16 +70,17 @@ class Server:
         """Whether the strategy sees every update as it was trained."""
         return self.job.aggregation.each
 
-    def restore(self, arrays: Arrays, numbers: Mapping[str, float], attempts: Iterable[int], done: int) -> None:
-        """Go on where a checkpoint stands.
+    def restore(self, arrays: Arrays, numbers: Mapping[str, float]) -> None:
+        """Take back the memory of a checkpoint."""
+        self.memory = Memory(arrays, numbers)
+
+    def replay(self, attempts: Iterable[int], done: int) -> None:
+        """Count what a run that goes on has released.
 
         Args:
-            arrays: of the memory.
-            numbers: of the memory.
             attempts: the rounds that have begun, in order, whatever became of them.
-            done: the round of the checkpoint.
+            done: the last round that is part of the run.
         """
-        self.memory = Memory(arrays, numbers)
         if (private := self._private) is not None:
             self.ledger = spending.replayed(private, self.job.planned, attempts, done)
 
