@@ -383,13 +383,14 @@ def begun(plan: Plan, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
         execute(plan)
 
 
+@pytest.mark.parametrize("killed", [1, 2])
 def test_a_round_that_was_lost_is_paid_for_and_its_noise_is_never_used_again(
-    plan: Compose, monkeypatch: pytest.MonkeyPatch
+    killed: int, plan: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("aggregation=client_dp", "aggregation.delta=0.01", "federation.rounds=3")
     whole = plan(*options, name="whole")
     lost = whole.at(whole.path.parent / "lost")
-    begun(lost, 2, monkeypatch)
+    begun(lost, killed, monkeypatch)
     once, twice = execute(whole), execute(lost)
     assert twice.read("privacy.json")["worst"]["count"] == 4
     assert twice.read("summary.json")["epsilon"] > once.read("summary.json")["epsilon"]
@@ -412,6 +413,8 @@ def test_both_units_are_claimed_apart(plan: Compose) -> None:
     options = ("method=byol", "method.norm=group", "privacy=example", "aggregation=client_dp", "aggregation.delta=0.01")
     with pytest.raises(ConfigError, match=r"privacy\.sample_rate=0\.1"):
         plan(*options)
+    with pytest.raises(ConfigError, match="aggregation=ftrl"):
+        plan(*options, "privacy.sample_rate=0.5", "aggregation.secure=true")
     rundir = execute(plan(*options, "privacy.sample_rate=0.5", "federation.rounds=1"))
     said = rundir.read("privacy.json")
     assert (said["unit"], said["record"]["unit"]) == ("client", "record")

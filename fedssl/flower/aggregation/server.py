@@ -70,16 +70,13 @@ class Server:
         """Whether the strategy sees every update as it was trained."""
         return self.job.aggregation.each
 
-    def restore(self, arrays: Arrays, numbers: Mapping[str, float], attempts: Iterable[int], done: int) -> None:
-        """Go on where a checkpoint stands.
+    def replay(self, attempts: Iterable[int], done: int) -> None:
+        """Pay for all rounds that have begun, also if the run was killed before its first checkpoint.
 
         Args:
-            arrays: of the memory.
-            numbers: of the memory.
             attempts: the rounds that have begun, in order, whatever became of them.
-            done: the round of the checkpoint.
+            done: the round of the checkpoint; 0 without one.
         """
-        self.memory = Memory(arrays, numbers)
         if (private := self._private) is not None:
             self.ledger = spending.replayed(private, self.job.planned, attempts, done)
 
