@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import assert_same, execute, final_arrays
+from conftest import ROOT, assert_same, execute, final_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants import RDPAccountant
@@ -238,6 +238,14 @@ def test_what_a_hundred_rounds_of_a_hundred_of_a_thousand_cost() -> None:
 def test_the_table_of_client_level_epsilons(clients: int, cohort: int, rate_delta: float, expected: float) -> None:
     plan = Planned(clients, 100, 0, Synchronous(cohort / clients, "poisson"))
     assert planned(ClientDP(delta=0.5), plan).epsilon(rate_delta) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_page_has_the_costs() -> None:
+    page = (ROOT / "docs" / "client_privacy.md").read_text()
+    for participation in (Synchronous(0.1, "poisson"), Synchronous(0.1), Cohorts(10)):
+        ledger = planned(ClientDP(), Planned(1000, 100, 0, participation))
+        row = " | ".join(f"{ledger.epsilon(delta):.2f}" for delta in (1000**-1.1, 1e-5))
+        assert f"| {row} |" in page
 
 
 def test_a_target_is_met_by_the_planned_rounds() -> None:
