@@ -270,7 +270,8 @@ class Job:
         self._check_others(data, modality)
         self._check_summaries(method, self._word("strategy"))
         if not self.aggregation.each:
-            refuse(self.strategy(), self.method.summaries, self.compression, self.federation.quorum, self.privacy)
+            about = (self.federation.quorum, self.privacy, self.aggregation.secret_cohorts)
+            refuse(self.strategy(), self.method.summaries, self.compression, *about)
         self.aggregation.admit(self.planned)
 
     def _maker(self, summary: str) -> str:

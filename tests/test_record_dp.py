@@ -404,7 +404,10 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], sentence
         ExampleDP(**options)
 
 
-PRIVATE = ("method=byol", "method.norm=group", "privacy=example", "federation.rounds=4")
+PRIVATE = (
+    *("method=byol", "method.norm=group", "privacy=example", "privacy.epsilon=null", "privacy.noise_multiplier=2.0"),
+    *("federation.rounds=4", "federation.clients=2", "partition=iid"),
+)
 
 
 def spent(text: str) -> int:
@@ -453,7 +456,7 @@ def test_a_node_refuses_a_job_that_protects_less_than_it_demands() -> None:
 
 
 def test_a_private_run_says_what_it_has_cost_and_nothing_of_its_examples(plan: Compose) -> None:
-    rundir = execute(plan(*PRIVATE, "evaluate.every=2"))
+    rundir = execute(plan(*PRIVATE, "privacy.epsilon=8", "privacy.noise_multiplier=null", "evaluate.every=2"))
     claim, rows = json.loads((rundir.path / "privacy.json").read_text()), rundir.rows("clients.jsonl")
     worst = claim["worst"]
     assert claim["epsilon"] == pytest.approx(

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedssl import partition, payload, tree
+from fedssl.aggregation.base import Memory
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.flower import checks, codec, state_files, strategy_state, turns
@@ -69,7 +70,7 @@ def federate(
             saved = tree.like(point.arrays, initial)
             done, now = point.round, {key: saved[key] for key in now}  # in order: Flower's FedAvgM counts on it
             strategy_state.give(strategy, *point.strategy)
-            run.aggregation.restore(*point.aggregation)
+            run.aggregation.memory = Memory(*point.aggregation)
             run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
         run.history.models[done] = now
         run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))

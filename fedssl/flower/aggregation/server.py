@@ -70,16 +70,12 @@ class Server:
         """Whether the strategy sees every update as it was trained."""
         return self.job.aggregation.each
 
-    def restore(self, arrays: Arrays, numbers: Mapping[str, float]) -> None:
-        """Take back the memory of a checkpoint."""
-        self.memory = Memory(arrays, numbers)
-
     def replay(self, attempts: Iterable[int], done: int) -> None:
-        """Count what a run that goes on has released.
+        """Pay for all rounds that have begun, also if the run was killed before its first checkpoint.
 
         Args:
             attempts: the rounds that have begun, in order, whatever became of them.
-            done: the last round that is part of the run.
+            done: the round of the checkpoint; 0 without one.
         """
         if (private := self._private) is not None:
             self.ledger = spending.replayed(private, self.job.planned, attempts, done)
