@@ -31,6 +31,7 @@ class Checkpoint:
     arrays: Arrays
     strategy: tuple[Arrays, dict[str, Any]]  # arrays and scalars of the strategy's own state
     past: Mapping[int, Arrays] = field(default_factory=dict)  # earlier models, by round, that stale turns began with
+    aggregation: tuple[Arrays, dict[str, float]] = field(default_factory=lambda: ({}, {}))  # its memory
 
 
 class RunDirectory:
@@ -180,6 +181,9 @@ class RunDirectory:
         if point.past:
             past = {f"{at}/{key}": value for at, model in point.past.items() for key, value in model.items()}
             write_arrays(folder / "past.safetensors", past)
+        arrays, numbers = point.aggregation
+        if arrays or numbers:
+            write_arrays(folder / "aggregation.safetensors", arrays, {"numbers": json.dumps(numbers)})
         write_text(self.path / "checkpoints" / "LATEST", folder.name)
         for old in (self.path / "checkpoints").glob("[0-9]*"):
             if old.name != folder.name:
@@ -207,11 +211,15 @@ class RunDirectory:
             scalars = json.loads(meta["scalars"])
         except (KeyError, ValueError) as error:
             raise ResumeError(f"{folder} is damaged: start the run anew under another name") from error
+        memory: tuple[Arrays, dict[str, float]] = ({}, {})
+        if (folder / "aggregation.safetensors").exists():
+            own, meta = read_arrays(folder / "aggregation.safetensors")
+            memory = own, json.loads(meta["numbers"])
         past: dict[int, Arrays] = {}
         if (folder / "past.safetensors").exists():
             for key, value in read_arrays(folder / "past.safetensors")[0].items():
                 past.setdefault(int(key.partition("/")[0]), {})[key.partition("/")[2]] = value
-        return Checkpoint(int(name), arrays, (state, scalars), past)
+        return Checkpoint(int(name), arrays, (state, scalars), past, memory)
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

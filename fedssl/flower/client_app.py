@@ -14,8 +14,10 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedssl import payload, seeds, tree
+from fedssl.aggregation.base import Sender
 from fedssl.client import Pull, fit
 from fedssl.flower import codec, state_files
+from fedssl.flower.aggregation import clients
 from fedssl.flower.codec import ClientState, Memo
 from fedssl.flower.rule import Own, PartRule
 from fedssl.job import Job, parse
@@ -130,8 +132,13 @@ def train(message: Message, context: Context) -> Message:
         "steps": result.steps,
         "work": result.work,
     }
+    sender = Sender(client, at, int(config.get("attempt", 1)), result.examples, job.seed)  # type: ignore[arg-type]
+    asked = {key: value for key, value in now.items() if worker.shares.get(key) is Share.merge}
     if not result.steps:  # no time for a single one: nothing has changed, and there is nothing to send
-        return Message(codec.reply({}, metrics), reply_to=message)
+        content = codec.reply({}, metrics)
+        if not job.aggregation.each:  # that, too, is nobody's business
+            content = clients.reply(job, config, sender, {}, asked, context)
+        return Message(content, reply_to=message)
     trained = to_arrays(worker.model, [key for key in now if worker.shares.get(key) is not Share.received])
     mine: Arrays = {}
     if isinstance(worker.strategy, PartRule):
@@ -147,11 +154,23 @@ def train(message: Message, context: Context) -> Message:
     lacking = untrained(data_of(job, device), client, trained)
     sent = {key: value for key, value in trained.items() if key not in lacking}
     payload.check_reply(payload.uploads(job, data_of(job, device).train.shape), sent, metrics, result.measures)
+    if not job.aggregation.each:
+        ClientState(to_arrays(worker.model, local), mine, memo, at).save(context)
+        state_files.keep(config, context, client, at)
+        return Message(clients.reply(job, config, sender, sent, asked, context), reply_to=message)
     rounding = seeds.stream(job.seed, "client", client, "round", at, "compression")
     packed, residual = job.compression.pack(sent, now, state.residual, worker.layout.parameters, rounding)
     ClientState(to_arrays(worker.model, local), mine, memo, at, residual).save(context)
     state_files.keep(config, context, client, at)
     return Message(codec.reply(packed, metrics), reply_to=message)
+
+
+@app.query("aggregation")
+def answer(message: Message, context: Context) -> Message:
+    """Answer a question of the round's aggregation, before or after training."""
+    config = message.content.config_records[codec.CONFIG]
+    content = clients.answer(parse(str(config["job"])), clients.told(config), context)
+    return Message(content, reply_to=message)
 
 
 @app.query()

@@ -15,12 +15,14 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedssl import partition, payload, tree
+from fedssl.aggregation.base import Memory
 from fedssl.baselines import central
 from fedssl.client import FitResult
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.export import save_encoder
 from fedssl.flower import checks, codec, state_files, strategy_state, turns
+from fedssl.flower.aggregation.server import Server
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import CohortGrid, Tally, exchange, instruct, roster
 from fedssl.flower.rule import PartRule, Trainer
@@ -52,6 +54,7 @@ class _Run:
     parameters: frozenset[str]  # of the model, by name
     nodes: Mapping[int, int]  # partition -> node id
     state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
+    aggregation: Server
     history: turns.History = field(default_factory=turns.History)  # of the merged model
 
 
@@ -76,7 +79,7 @@ def federate(
     with rundir.lock():
         run, point, initial = _open(grid, job, rundir, reporter, state_dir)
         strategy = job.strategy()
-        _check_senders(run, strategy)
+        checks.senders(job, run.data, strategy, run.shares)
         checks.received(strategy, run.shares)
         checks.architectures(job, run.data.train.shape, initial, run.shares)
         done, now = 0, {key: value for key, value in initial.items() if run.shares[key].comes}
@@ -87,10 +90,12 @@ def federate(
             saved = tree.like(point.arrays, initial)
             done, now = point.round, {key: saved[key] for key in now}  # in order: Flower's FedAvgM counts on it
             strategy_state.give(strategy, *point.strategy)
+            run.aggregation.memory = Memory(*point.aggregation)
             run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
         run.history.models[done] = now
         run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
         _restore_clients(run, done)
+        run.aggregation.announce(reporter)
         reporter.begin(rundir.path.name, done, job.federation.rounds)
         try:
             for at in range(done + 1, job.federation.rounds + 1):
@@ -122,21 +127,8 @@ def _open(
     evaluator = Evaluator(job, data, device)
     parameters = layout_of(model, job.method.parts).parameters
     monitor = Monitor(evaluator, parts, job.tree["method"], rundir.rows("collapse.jsonl"))
-    run = _Run(grid, job, rundir, reporter, evaluator, monitor, data, device, shares, parameters, nodes, state_dir)
-    return run, point, to_arrays(model)
-
-
-def _check_senders(run: _Run, strategy: Any) -> None:
-    """Refuse a strategy that merges whole models only, if some client will send a part of one."""
-    if isinstance(strategy, PartRule) and strategy.reads == "mean":
-        return
-    merged = [key for key, share in run.shares.items() if share is Share.merge]
-    short = [c for c in range(run.job.federation.clients) if untrained(run.data, c, merged)]
-    if short:
-        raise ConfigError(
-            f"client {short[0]} lacks a modality and sends no arrays of its tower, but {type(strategy).__name__} "
-            "merges whole models only: use strategy=fedavg, or give every client both (data.holds=[both])"
-        )
+    about = (grid, job, rundir, reporter, evaluator, monitor, data, device, shares, parameters, nodes, state_dir)
+    return _Run(*about, Server.begin(job, grid, nodes)), point, to_arrays(model)
 
 
 def _student(strategy: Any) -> Arrays:
@@ -153,7 +145,7 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     if len(attendance.turns) < job.federation.quorum:
         attendance = Attendance(())  # nobody is asked
     turn_of = {turn.client: turn for turn in attendance.arriving}
-    shown = list(turn_of)[: job.evaluate.clients]
+    shown = list(turn_of)[: job.evaluate.clients if run.aggregation.each else 0]
     watch = run.monitor.watch(at, initial, now | _student(strategy), shown) if measured else None
 
     def keep(client: int, arrays: Arrays) -> None:
@@ -168,7 +160,8 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     lacking = partial(_unsent, run, now=now)
     unpack = partial(job.compression.unpack, parameters=run.parameters)
     began = {turn.client: run.history.models[turn.start] for turn in turn_of.values()}
-    tally = Tally(list(turn_of), job.federation.tolerate, now, partition_of, keep, moved, lacking, unpack, began)
+    counted = (list(turn_of), job.federation.tolerate, now, partition_of)
+    tally = Tally(*counted, keep, moved, lacking, unpack, began, run.aggregation.each)
     merged = _merge(run, strategy, at, now, tally, turn_of)
     row: dict[str, Any] = {"round": at, "clients": tally.updates, "failures": len(tally.failures)}
     if merged is None:
@@ -176,8 +169,7 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
         row["skipped"], merged = True, now
     else:
         run.history.merges.append(at)
-    if tally.updates:
-        row |= {key: tally.mean(key) for key in ("loss", "drift")}
+    row |= tally.means(("loss", "drift")) | run.aggregation.row
     row |= turns.summary(attendance, at, asynchronous)
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
     lost = len(attendance.turns) - len(turn_of)  # they were sent the model, too
@@ -203,7 +195,7 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
 def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of: Mapping[int, Turn]) -> Arrays | None:
     """Instruct the clients of these turns and let the strategy merge what comes back; None if too little does."""
     job = run.job
-    if not turn_of:
+    if not turn_of and run.aggregation.each:
         return None
     config = ConfigRecord({"job": job.text, "server-round": at, "made": run.history.made(at - 1)})
     if run.state_dir is not None:
@@ -215,12 +207,16 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
     for message in messages:
         turns.instruct(message, by_node[message.metadata.dst_node_id], at, run.history)
+    run.aggregation.open({k: v for k, v in now.items() if run.shares[k] is Share.merge}, at, 1, turn_of)
+    run.aggregation.instruct(messages, tally.partition_of)
     tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))
     replies = turns.catch_up(
         replies, by_node, at, run.history, job.participation.scale, job.method.summaries, tally.moved
     )
-    if not isinstance(strategy, PartRule):
+    if not run.aggregation.each:
+        replies = run.aggregation.one(replies, tally.partition_of)
+    elif not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
     first = list(islice(replies, job.federation.quorum))  # before the strategy, whose state merging may change
@@ -257,7 +253,8 @@ def _checkpoint(run: _Run, strategy: Any, at: int, now: Arrays, clients: list[in
             if not state.empty:
                 state_files.write(run.rundir.clients, client, state)
     past = {version: model for version, model in run.history.models.items() if version != at}
-    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past))
+    memory = (run.aggregation.memory.arrays, dict(run.aggregation.memory.numbers))
+    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past, memory))
     if isinstance(run.grid, InProcessGrid) and run.rundir.clients.exists():
         for client in clients:
             state_files.prune(run.rundir.clients, client, at)

@@ -1,0 +1,116 @@
+"""The server's side: a round's replies become one, and a conversation with the clients where one is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedssl import tree
+from fedssl.aggregation.base import Memory, Occasion, Session, Told
+from fedssl.flower import codec
+from fedssl.flower.aggregation.clients import untold
+from fedssl.flower.rounds import exchange
+from fedssl.job import Job
+from fedssl.parts import Arrays
+from fedssl.progress import Reporter
+
+ASK = "query.aggregation"
+
+
+@dataclass
+class Server:
+    """The aggregation of a run: what it remembers between rounds."""
+
+    job: Job
+    grid: Grid
+    nodes: Mapping[int, int]  # client -> node id
+    memory: Memory
+    row: dict[str, float] = field(default_factory=dict)  # of the round that was finished last
+    _session: Session | None = None
+    _asked: Arrays = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, job: Job, grid: Grid, nodes: Mapping[int, int]) -> Server:
+        """Before the first round."""
+        memory = Memory() if job.aggregation.each else job.aggregation.begin(job.planned)
+        return cls(job, grid, nodes, memory)
+
+    @property
+    def each(self) -> bool:
+        """Whether the strategy sees every update as it was trained."""
+        return self.job.aggregation.each
+
+    def announce(self, reporter: Reporter) -> None:
+        """Say what is switched off because the server shall not see it."""
+        if not self.each and self.job.evaluate.clients:
+            reporter.say(
+                f"evaluate.clients={self.job.evaluate.clients} is read as 0, and clients report no loss: with this "
+                "aggregation nobody sees what a single client has trained"
+            )
+
+    def open(self, asked: Arrays, at: int, attempt: int, clients: Iterable[int]) -> None:
+        """Begin a round, before its clients are instructed.
+
+        Args:
+            asked: the present values of the arrays that clients send.
+            at: the round.
+            attempt: of it, from 1.
+            clients: whose updates are awaited.
+        """
+        self.row = {}
+        if not self.each:
+            self._asked = asked
+            occasion = Occasion(at, attempt, sorted(clients))
+            self._session = self.job.aggregation.open(asked, occasion, self.memory, self.job.planned, self.ask)
+
+    def instruct(self, messages: Iterable[Message], client_of: Mapping[int, int]) -> None:
+        """Add to each instruction what the session tells its client; equal contents stay shared."""
+        if self._session is None:
+            return
+        shared: dict[tuple[Any, ...], RecordDict] = {}
+        for message in messages:
+            words = untold(self._session.told(client_of[message.metadata.dst_node_id]))
+            key = (id(message.content), *sorted(words.items()))
+            if words and key not in shared:
+                config = ConfigRecord({**message.content.config_records[codec.CONFIG], **words})
+                shared[key] = RecordDict({**message.content, codec.CONFIG: config})
+            message.content = shared.get(key, message.content)
+
+    def one(self, replies: Iterable[Message], client_of: Mapping[int, int]) -> Iterator[Message]:
+        """Fold all replies into one: the round's start plus the mean of the changes, of weight 1.
+
+        It comes even if nobody has sent anything, for noise alone is an outcome, too; but not if the session finds the
+        round too small.
+        """
+        session = self._session
+        if session is None:
+            yield from replies
+            return
+        for reply in replies:
+            client = client_of[reply.metadata.src_node_id]
+            session.add(client, codec.decode(reply.content.array_records[codec.ARRAYS]))
+        outcome, self._session = session.finish(), None
+        if outcome is None:
+            return
+        self.memory, self.row = outcome.memory, dict(outcome.row)
+        moved = {k: np.asarray(self._asked[k], np.float64) + change for k, change in outcome.change.items()}
+        content = codec.reply(tree.like(moved, self._asked), {codec.WEIGHT: 1})
+        yield Message(content, reply_to=Message(RecordDict(), 0, MessageType.TRAIN))
+
+    def ask(self, questions: Mapping[int, Told]) -> dict[int, Told]:
+        """Send each client its question and wait for the answers; who fails or is late has none."""
+        messages = []
+        for client, words in questions.items():
+            config = ConfigRecord({"job": self.job.text, **untold(words)})
+            messages.append(Message(RecordDict({codec.CONFIG: config}), self.nodes[client], ASK))
+        clients = {self.nodes[client]: client for client in questions}
+        answers: dict[int, Told] = {}
+        for reply in exchange(self.grid, messages, self.job.federation.timeout_s):
+            if reply.has_content():
+                answers[clients[reply.metadata.src_node_id]] = dict(reply.content.config_records[codec.CONFIG])  # type: ignore[arg-type]
+        return answers
