@@ -13,7 +13,7 @@ import numpy as np
 
 from fedssl import seeds
 from fedssl.aggregation.admission import refuse
-from fedssl.aggregation.base import Aggregation, Planned
+from fedssl.aggregation.base import Aggregation, Answering, Planned
 from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
 from fedssl.compression import Compression
@@ -253,7 +253,7 @@ class Job:
         self._check_summaries(method, self._word("strategy"))
         if not self.aggregation.each:
             refuse(self.strategy(), self.method.summaries, self.compression)
-            if self.federation.quorum > 1:
+            if self.federation.quorum > 1 and not isinstance(self.aggregation, Answering):
                 raise ConfigError(
                     f"federation.quorum={self.federation.quorum} would tell how many clients took part, which the "
                     "aggregation hides: use federation.quorum=1"

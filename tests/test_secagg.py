@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedssl.errors import ConfigError, PrivacyError, ProtocolError
+from fedssl.errors import ConfigError, ProtocolError
 from fedssl.privacy.secagg import accounting, collector, discrete_gaussian, keys, participant, shamir
 from fedssl.privacy.secagg.chacha import Stream
 from fedssl.privacy.secagg.fixed_point import FixedPoint
 from fedssl.privacy.secagg.noisy import Noisy
-from fedssl.privacy.secagg.options import SecureAggregation
 from fedssl.privacy.secagg.participant import Holding, Reveal, Session, Shared
 from fedssl.privacy.secagg.simulate import STAGES, aggregate
 
@@ -68,21 +67,18 @@ def test_what_the_server_sees_of_a_client_is_uniform() -> None:
     assert stats.pearsonr(seen.astype(float), again.astype(float)).pvalue > 1e-4
 
 
-def run_to_holding(
-    parts: Mapping[int, np.ndarray], session: Session
-) -> tuple[dict[int, Shared], dict[int, Holding], np.ndarray]:
+def run_to_holding(parts: Mapping[int, np.ndarray], session: Session) -> tuple[dict[int, Shared], dict[int, Holding]]:
     announced = {c: participant.advertise(c) for c in parts}
     roster = {c: one.advert for c, one in announced.items()}
     shared = {c: participant.share(one, session, roster) for c, one in announced.items()}
     letters = collector.deliver({c: sent for c, (_, sent) in shared.items()})
-    masked = {c: participant.mask(state, letters[c], parts[c]) for c, (state, _) in shared.items()}
-    summed = total({c: vector for c, (_, vector) in masked.items()}, tuple(masked))
-    return {c: state for c, (state, _) in shared.items()}, {c: state for c, (state, _) in masked.items()}, summed
+    holding = {c: participant.receive(state, letters[c]) for c, (state, _) in shared.items()}
+    return {c: state for c, (state, _) in shared.items()}, holding
 
 
 def test_no_client_has_both_secrets_revealed() -> None:
     parts, session = vectors(5), Session(b"run, round 1", 3)
-    shared, holding, _ = run_to_holding(parts, session)
+    shared, holding = run_to_holding(parts, session)
     first, second = participant.reveal(holding[1], [1, 4, 7]), participant.reveal(holding[4], [1, 4, 7])
     for answer in (first, second):
         assert set(answer.own) == {1, 4, 7}
@@ -109,7 +105,7 @@ def test_a_threshold_of_half_or_more_than_all_is_refused(threshold: int) -> None
 
 def test_a_client_refuses_a_server_that_plays_with_the_survivors() -> None:
     parts = vectors(4)
-    _, holding, _ = run_to_holding(parts, Session(b"", 3))
+    _, holding = run_to_holding(parts, Session(b"", 3))
     with pytest.raises(ProtocolError, match="vectors of 2 clients and the threshold is 3, so client 1 reveals nothing"):
         participant.reveal(holding[1], [1, 4, 4])
     for wrong in ([4, 7, 10], [1, 4, 99]):
@@ -135,13 +131,12 @@ def test_changed_letters_are_refused() -> None:
     shared = {c: participant.share(one, session, roster) for c, one in announced.items()}
     letters = collector.deliver({c: sent for c, (_, sent) in shared.items()})[0]
     flipped = letters[1][:-1] + bytes([letters[1][-1] ^ 1])
-    vector = np.zeros(4, np.uint32)
     swapped = {1: letters[2], 2: letters[1]}
     for wrong in (letters | {1: flipped}, letters | {1: b""}, swapped):
         with pytest.raises(ProtocolError, match="that client 1 sent to client 0 were changed on their way"):
-            participant.mask(shared[0][0], wrong, vector)
+            participant.receive(shared[0][0], wrong)
     with pytest.raises(ProtocolError, match="got shares of 0 others"):
-        participant.mask(shared[0][0], {}, vector)
+        participant.receive(shared[0][0], {})
     with pytest.raises(ProtocolError, match="sent no shares for client 2"):
         collector.deliver({0: {1: b""}, 1: shared[1][1], 2: shared[2][1]})
 
@@ -149,7 +144,7 @@ def test_changed_letters_are_refused() -> None:
 @pytest.mark.parametrize("kind", ["own", "masking"])
 def test_changed_shares_are_refused(kind: str) -> None:
     parts, session = vectors(4), Session(b"", 3)
-    shared, holding, _ = run_to_holding(parts, session)
+    shared, holding = run_to_holding(parts, session)
     survivors = [4, 7, 10]
     roster = shared[1].roster
     reveals = {c: participant.reveal(holding[c], survivors) for c in survivors}
@@ -311,84 +306,3 @@ def test_noise_that_makes_no_sense_is_refused() -> None:
         Noisy.fit(1.0, 1e7, 10**6, 5, 3, 32)
     with pytest.raises(ProtocolError, match="no norm to clip"):
         Noisy.fit(1.0, 1.0, 1, 5, 3, 32).encode(np.array([math.nan]), Stream.of(0))
-
-
-# Options
-
-
-def options(**given: object) -> SecureAggregation:
-    return SecureAggregation(**given)  # type: ignore[arg-type]
-
-
-def test_wrong_options_are_refused() -> None:
-    for chosen, word in (
-        ({"threshold": 0.5}, "two halves of the clients"),
-        ({"limit": 0.0}, "make no grid"),
-        ({"bits": 16}, "make no grid"),
-        ({"noise_multiplier": 1.0}, "give both or none"),
-        ({"clip_norm": 1.0}, "give both or none"),
-        ({"clip_norm": -1.0, "noise_multiplier": 1.0}, "give both or none"),
-        ({"delta": 0.0}, "give no epsilon"),
-        ({"randomness": "none"}, "use seed or system"),
-    ):
-        with pytest.raises(ConfigError, match=word):
-            options(**chosen)
-    with pytest.raises(ConfigError, match="hides nothing"):
-        options().fewest(1)
-
-
-@given(st.integers(2, 300), st.floats(0.5, 1, exclude_min=True))
-def test_the_threshold_is_more_than_half(asked: int, share: float) -> None:
-    fewest = options(threshold=share).fewest(asked)
-    assert asked / 2 < fewest <= asked
-    assert fewest >= share * asked - 1e-6
-
-
-MODEL = {
-    "encoder.w": np.array([[0.5, -1.0]], np.float32),
-    "encoder.n": np.array(3, np.int64),
-    "head.b": np.array(2.0, np.float32),
-}
-SAID = {"loss": 6.5, "drift": 0.25, "feature_std": 0.5}
-
-
-def test_the_mean_of_a_model_and_its_counters() -> None:
-    chosen, asked = options(), 3
-    trained = [
-        {k: v + np.asarray(d * (c + 1), v.dtype) for (k, v), d in zip(MODEL.items(), (0.1, 2, -1.5), strict=True)}
-        for c in range(2)
-    ]
-    total = sum((chosen.encode(t, MODEL, SAID, asked, Stream.of(c)) for c, t in enumerate(trained)), np.uint32(0))
-    mean, numbers = chosen.decode(np.asarray(total), MODEL, asked, 2)
-    step = FixedPoint.fit(chosen.limit, asked, 32).step
-    assert mean["encoder.n"] == 6
-    assert mean["encoder.n"].dtype == np.int64
-    np.testing.assert_allclose(mean["encoder.w"], [[0.65, -0.85]], atol=step, rtol=1e-6)
-    np.testing.assert_allclose(mean["head.b"], -0.25, atol=step, rtol=1e-6)
-    assert mean["head.b"].shape == ()
-    assert numbers == pytest.approx(SAID, abs=2**10 * step)
-    with pytest.raises(ProtocolError, match="larger than aggregation.limit"):
-        chosen.encode({**trained[0], "head.b": np.array(11.0, np.float32)}, MODEL, SAID, asked, Stream.of(0))
-
-
-def test_with_noise_no_number_and_no_counter_is_sent() -> None:
-    chosen = options(clip_norm=1.0, noise_multiplier=1.0)
-    with pytest.raises(PrivacyError, match="'encoder.n' counts in whole numbers"):
-        chosen.encode(MODEL, MODEL, SAID, 3, Stream.of(0))
-    floats = {k: v for k, v in MODEL.items() if v.dtype == np.float32}
-    assert chosen.encode(floats, floats, SAID, 3, Stream.of(0)).shape == (3,)
-    assert chosen.decode(np.zeros(3, np.uint32), floats, 3, 2)[1] == {}
-    assert chosen.rho(3, 3) == pytest.approx(0.5, rel=1e-6)
-    assert chosen.epsilon(0.5) == accounting.epsilon(0.5, 1e-5)
-    assert options().epsilon(0.5) is None  # a hidden sum is no guarantee
-    assert options().rho(3, 3) == math.inf
-
-
-def test_the_seed_repeats_rounding_and_the_system_does_not() -> None:
-    for randomness, same in (("seed", True), ("system", False)):
-        chosen = options(randomness=randomness)
-        assert (chosen.stream(0, 1, 2).words(1) == chosen.stream(0, 1, 2).words(1)).all() == same
-    keys_of = {
-        (seed, c, at): options().stream(seed, c, at).words(1)[0] for seed in (0, 1) for c in (0, 1) for at in (1, 2)
-    }
-    assert len(set(keys_of.values())) == 8

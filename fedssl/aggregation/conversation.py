@@ -37,14 +37,24 @@ def answer(question: Told, secrets: Told, client: int) -> tuple[Words, Words]:
     return by_client("own", revealed.own) | by_client("masking", revealed.masking), {}  # nothing, so only once
 
 
-def mask(vector: np.ndarray, told: Told, secrets: Told, client: int) -> tuple[np.ndarray, Words]:
-    """On the client, step 3: the vector as the server may see it, and what the client remembers for step 4.
+def mask(vector: np.ndarray, told: Told, client: int) -> np.ndarray:
+    """On the client, step 3: the vector as the server may see it.
+
+    Args:
+        vector: (d,) uint32 or uint64.
+        told: the letters, and behind `own.` what the client remembered.
+        client: its number.
 
     Raises:
         ProtocolError: the client is at another step, or refuses the letters.
     """
-    state, masked = participant.mask(_shared(secrets, client), of_client("letter", told), vector)
-    return masked, remembered(state)
+    me = _shared(_own(told), client)
+    return participant.mask(me, participant.receive(me, of_client("letter", told)), vector)
+
+
+def masked(told: Told, client: int) -> Words:
+    """On the client, after step 3: what it remembers for step 4; its own secrets are not among it."""
+    return remembered(participant.receive(_shared(_own(told), client), of_client("letter", told)))
 
 
 def remembered(state: State) -> Words:
@@ -120,6 +130,10 @@ def listed(clients: Collection[int]) -> str:
 def numbers(word: Scalar) -> list[int]:
     """The numbers of clients in a word."""
     return [int(number) for number in str(word).split(",") if number]
+
+
+def _own(words: Told) -> Words:
+    return {key.removeprefix("own."): value for key, value in words.items() if key.startswith("own.")}
 
 
 def _announced(words: Told, client: int) -> Announced:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedssl.aggregation import conversation
-from fedssl.aggregation.base import Ask, Memory, Occasion, Outcome, Planned, Sender, Told
+from fedssl.aggregation.base import Ask, Memory, Occasion, Outcome, Planned, Sender, Session, Told
 from fedssl.errors import ConfigError, ProtocolError
 from fedssl.parts import Arrays
 from fedssl.privacy.secagg import collector
@@ -95,8 +95,8 @@ class Hidden(ABC):
         """Nothing."""
         return Memory()
 
-    def send(self, change: Arrays, told: Told, secrets: Told, sender: Sender) -> tuple[Arrays, Told]:
-        """On the client: its masked vector, and what it remembers for its last answer.
+    def send(self, change: Arrays, told: Told, sender: Sender) -> Arrays:
+        """On the client: its masked vector.
 
         Raises:
             ProtocolError: it did not take part in the exchange of keys, refuses what it is told, or its change does
@@ -113,20 +113,25 @@ class Hidden(ABC):
         # Whole numbers count in steps, so they arrive exactly.
         values = [change[key].ravel() * (step if key in whole else 1.0) for key in keys]
         residues = self.encode(np.concatenate(values), clients, sender)
-        masked, secrets = conversation.mask(residues, told, secrets, sender.client)
-        return {VECTOR: masked}, secrets
+        return {VECTOR: conversation.mask(residues, told, sender.client)}
+
+    def sent(self, told: Told, sender: Sender) -> Told:
+        """On the client: see `conversation.masked`."""
+        return conversation.masked(told, sender.client)
 
     def answer(self, question: Told, secrets: Told, client: int) -> tuple[Told, Told]:
         """On the client: see `conversation.answer`."""
         return conversation.answer(question, secrets, client)
 
-    def open(self, asked: Arrays, occasion: Occasion, memory: Memory, plan: Planned, ask: Ask) -> _Round:
+    def open(self, asked: Arrays, occasion: Occasion, memory: Memory, plan: Planned, ask: Ask) -> Session:
         """On the server: let the clients exchange keys and shares.
 
         Raises:
             PrivacyError: these arrays cannot be sent so.
             ProtocolError: fewer clients than the threshold answer.
         """
+        if not occasion.clients:
+            return _Nobody()
         clients = sorted({*occasion.clients, *occasion.lost})
         # A repeated round is another session all the same.
         name = f"{plan.seed} {occasion.round} {occasion.attempt} ".encode() + os.urandom(16)
@@ -138,6 +143,19 @@ class Hidden(ABC):
     def up_bytes(self, asked: Mapping[str, np.ndarray]) -> int:
         """Bytes of the masked vector."""
         return self.bits // 8 * sum(value.size for value in asked.values())
+
+
+class _Nobody:
+    """A round that nobody was asked for."""
+
+    def told(self, client: int) -> Told:
+        return {}
+
+    def add(self, client: int, wire: Arrays) -> None:
+        raise ProtocolError(f"client {client} sent an update that it was not asked for: it is refused")
+
+    def finish(self) -> None:
+        return None
 
 
 @dataclass

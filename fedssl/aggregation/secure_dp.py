@@ -29,7 +29,7 @@ class SecureDP(Hidden):
     server, and all who see the model (Kairouz et al. 2021, https://arxiv.org/abs/2102.06387).
 
     Attributes:
-        clip_norm: L2 norm of a client's whole change.
+        clip: L2 norm of a client's whole change.
         noise_multiplier: deviation of the noise in the sum of the fewest clients, over how far one client can move
             that sum.
         delta: at which epsilon is given.
@@ -37,16 +37,16 @@ class SecureDP(Hidden):
             operating system's: the server knows the seed. Keys and masks are always the system's.
     """
 
-    clip_norm: float = 1.0
+    clip: float = 1.0
     noise_multiplier: float = 1.0
     delta: float = 1e-5
     randomness: str = "seed"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (0 < self.clip_norm < math.inf and 0 < self.noise_multiplier < math.inf and 0 < self.delta < 1):
+        if not (0 < self.clip < math.inf and 0 < self.noise_multiplier < math.inf and 0 < self.delta < 1):
             raise ConfigError(
-                f"aggregation.clip_norm={self.clip_norm}, noise_multiplier={self.noise_multiplier} and delta="
+                f"aggregation.clip={self.clip}, noise_multiplier={self.noise_multiplier} and delta="
                 f"{self.delta} give no epsilon: use a positive norm, a positive multiplier and a delta in (0, 1); "
                 "without noise it is aggregation=secure"
             )
@@ -90,4 +90,4 @@ class SecureDP(Hidden):
 @lru_cache(maxsize=64)
 def _mechanism(options: SecureDP, clients: int, size: int) -> Noisy:
     fewest = options.fewest(clients)
-    return Noisy.fit(options.clip_norm, options.noise_multiplier, size, clients, fewest, options.bits)
+    return Noisy.fit(options.clip, options.noise_multiplier, size, clients, fewest, options.bits)

@@ -219,8 +219,9 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
     elif not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
-    first = list(islice(replies, job.federation.quorum))  # before the strategy, whose state merging may change
-    if len(first) < job.federation.quorum:
+    needed = job.federation.quorum if run.aggregation.each else 1
+    first = list(islice(replies, needed))  # before the strategy, whose state merging may change
+    if len(first) < needed or 1 < job.federation.quorum > tally.updates:
         return None
     record, _ = strategy.aggregate_train(at, chain(first, replies))
     if record is None:
@@ -314,7 +315,7 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
             for key, value in values.items()
             if key.endswith("accuracy")
         },
-        "epsilon": None,
+        "epsilon": last.get("epsilon"),
         "alarms": [asdict(alarm) for alarm in alarms],
         "seconds": float(sum(row["seconds"] for row in rows)),
         "final_seconds": time.perf_counter() - started,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ class Server:
                 "aggregation nobody sees what a single client has trained"
             )
 
-    def open(self, asked: Arrays, at: int, attempt: int, clients: Iterable[int]) -> None:
+    def open(self, asked: Arrays, at: int, attempt: int, clients: Collection[int]) -> None:
         """Begin a round, before its clients are instructed.
 
         Args:
@@ -65,7 +65,8 @@ class Server:
         self.row = {}
         if not self.each:
             self._asked = asked
-            occasion = Occasion(at, attempt, sorted(clients))
+            lost = [turn.client for turn in self.job.attendance(at).turns if turn.lost] if clients else ()
+            occasion = Occasion(at, attempt, sorted(clients), lost)
             self._session = self.job.aggregation.open(asked, occasion, self.memory, self.job.planned, self.ask)
 
     def instruct(self, messages: Iterable[Message], client_of: Mapping[int, int]) -> None:

@@ -130,13 +130,12 @@ def share(me: Announced, session: Session, roster: Roster) -> tuple[Shared, dict
     return Shared(me, session, roster, kept), letters
 
 
-def mask(me: Shared, letters: Mapping[int, bytes], vector: np.ndarray) -> tuple[Holding, np.ndarray]:
-    """Step 3: open the letters and hide the vector; send the masked one.
+def receive(me: Shared, letters: Mapping[int, bytes]) -> Holding:
+    """Open the letters; what comes out is all that is remembered once the masked vector has been sent.
 
     Args:
         me: after step 2.
         letters: by sender; only they and this client take part from here on.
-        vector: (d,) uint32 or uint64; all arithmetic is modulo 2**32 or 2**64.
 
     Raises:
         ProtocolError: too few letters, one from a stranger, or one that was changed.
@@ -147,19 +146,30 @@ def mask(me: Shared, letters: Mapping[int, bytes], vector: np.ndarray) -> tuple[
             f"client {client} got shares of {len(letters)} others and the threshold is {session.threshold} with "
             "itself, all of the roster: it sends nothing; more clients have to take part"
         )
-    sealing, masking = keys.private_key(me.me.sealing_seed), keys.private_key(me.me.masking_seed)
-    bits = vector.dtype.itemsize * 8
-    shares = {client: me.kept}
-    masked = vector + own_mask(me.me.own_seed, session, vector.size, bits)
+    sealing, shares = keys.private_key(me.me.sealing_seed), {client: me.kept}
     for sender in sorted(letters):
         shared = keys.agree(sealing, me.roster[sender].sealing)
         shares[sender] = keys.unseal(shared, session.name, sender, client, letters[sender])
-        between = pair_mask(masking, me.roster[sender].masking, session, vector.size, bits)
-        if client < sender:
+    return Holding(client, session, shares)
+
+
+def mask(me: Shared, holding: Holding, vector: np.ndarray) -> np.ndarray:
+    """Step 3: the vector behind its masks; send it, and remember no more than `holding`.
+
+    Args:
+        me: after step 2.
+        holding: its letters, opened.
+        vector: (d,) uint32 or uint64; all arithmetic is modulo 2**32 or 2**64.
+    """
+    client, masking, bits = me.me.client, keys.private_key(me.me.masking_seed), vector.dtype.itemsize * 8
+    masked: np.ndarray = vector + own_mask(me.me.own_seed, me.session, vector.size, bits)
+    for other in holding.shares.keys() - {client}:
+        between = pair_mask(masking, me.roster[other].masking, me.session, vector.size, bits)
+        if client < other:
             masked += between
         else:
             masked -= between
-    return Holding(client, session, shares), masked
+    return masked
 
 
 def reveal(me: Holding, survivors: Collection[int]) -> Reveal:

@@ -49,12 +49,13 @@ def aggregate(
     collector.enough(shared, agreed, "shared their secrets")
     letters = collector.deliver({client: sent for client, (_, sent) in shared.items()})
 
-    masked = {client: participant.mask(shared[client][0], letters[client], vectors[client]) for client in there("mask")}
+    holding = {client: participant.receive(shared[client][0], letters[client]) for client in there("mask")}
+    masked = {c: participant.mask(shared[c][0], holding[c], vectors[c]) for c in there("mask")}
     collector.enough(masked, agreed, "sent their masked vectors")
     total = np.zeros_like(next(iter(vectors.values())))
-    for _, vector in masked.values():
+    for vector in masked.values():
         total += vector
 
-    reveals = {client: participant.reveal(masked[client][0], masked.keys()) for client in there("reveal")}
+    reveals = {client: participant.reveal(holding[client], masked.keys()) for client in there("reveal")}
     plain = collector.unmask(agreed, roster, shared.keys(), total, masked.keys(), reveals)
-    return Outcome(plain, tuple(sorted(masked)), {client: vector for client, (_, vector) in masked.items()})
+    return Outcome(plain, tuple(sorted(masked)), masked)
