@@ -31,7 +31,7 @@ class Checkpoint:
     arrays: Arrays
     strategy: tuple[Arrays, dict[str, Any]]  # arrays and scalars of the strategy's own state
     past: Mapping[int, Arrays] = field(default_factory=dict)  # earlier models, by round, that stale turns began with
-    aggregation: tuple[Arrays, dict[str, float]] = field(default_factory=lambda: ({}, {}))  # its memory
+    aggregation: tuple[Arrays, dict[str, Any]] = field(default_factory=lambda: ({}, {}))  # its memory and its ledger
 
 
 class RunDirectory:
@@ -211,7 +211,7 @@ class RunDirectory:
             scalars = json.loads(meta["scalars"])
         except (KeyError, ValueError) as error:
             raise ResumeError(f"{folder} is damaged: start the run anew under another name") from error
-        memory: tuple[Arrays, dict[str, float]] = ({}, {})
+        memory: tuple[Arrays, dict[str, Any]] = ({}, {})
         if (folder / "aggregation.safetensors").exists():
             own, meta = read_arrays(folder / "aggregation.safetensors")
             memory = own, json.loads(meta["numbers"])

@@ -81,6 +81,11 @@ def run(plan: Plan) -> dict[str, Any]:
     return summary
 
 
+def _claim(summary: dict[str, Any]) -> str:
+    spent = summary.get("epsilon")
+    return "no privacy is claimed" if spent is None else f"epsilon {spent:.2f}, see privacy.json"
+
+
 def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
     names = ("random encoder", "central", "raw values", "window statistics")
     rows = [("federated", ""), *((name, f"{name.replace(' ', '_')}_") for name in names)]
@@ -102,6 +107,6 @@ def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
     megabytes = (summary["bytes_up"] + summary["bytes_down"]) / 1e6
     print(
         f"{summary['rounds']} rounds in {duration(summary['seconds'])}, {megabytes:.0f} MB exchanged, "
-        f"effective rank {summary['effective_rank']:.1f}; no privacy is claimed"
+        f"effective rank {summary['effective_rank']:.1f}; {_claim(summary)}"
     )
     print(f"report: {rundir.path / 'report.html'}")

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from conftest import assert_same, execute, final_arrays
+from torch import nn
 
 from fedssl.aggregation.base import Told
 from fedssl.config import Plan
@@ -80,7 +81,7 @@ def test_the_server_can_ask_its_clients(plan: Compose, monkeypatch: pytest.Monke
     monkeypatch.setattr("fedssl.flower.aggregation.clients.Answering", object)
     monkeypatch.setattr(type(job), "aggregation", Parrot())
     with InProcessGrid(app, 3, 1) as grid:
-        server = Server.begin(job, grid, {0: 1, 1: 2, 2: 3})
+        server = Server.begin(job, grid, {0: 1, 1: 2, 2: 3}, nn.Linear(1, 1))
         first = server.ask({client: {"word": f"a{client}"} for client in range(3)})
         second = server.ask({2: {"word": "b2"}})
     assert first[1] == {"now": "a1", "before": "", "client": 1}

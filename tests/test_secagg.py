@@ -298,6 +298,21 @@ def test_epsilon_of_rounds() -> None:
         accounting.epsilon(0.5, 0.0)
 
 
+def test_the_distance_of_discrete_noise_to_a_rounded_gaussian() -> None:
+    s = 6.0
+    z = np.arange(-90, 91)
+    discrete = np.exp(-(z**2) / (2 * s * s))
+    discrete /= discrete.sum()
+    fine = np.linspace(-1, 1, 2001)
+    triangle = 1 - np.abs(fine)
+    density = np.exp(-((z[:, None] + fine) ** 2) / (2 * s * s)) / (s * math.sqrt(2 * math.pi))
+    rounded = np.trapezoid(density * triangle, fine, axis=1)
+    divergence = float((rounded * np.log(rounded / discrete)).sum())
+    assert divergence == pytest.approx(1 / (144 * s**4), rel=0.05)
+    distance = float(np.abs(rounded - discrete).sum() / 2)
+    assert distance <= accounting.distance_to_gaussian(s, 1) == pytest.approx(math.sqrt(divergence / 2), rel=0.05)
+
+
 def test_noise_that_makes_no_sense_is_refused() -> None:
     for clip, multiplier, fewest in ((0.0, 1.0, 2), (1.0, 0.0, 2), (1.0, 1.0, 9)):
         with pytest.raises(ConfigError, match="is no mechanism"):

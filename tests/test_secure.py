@@ -14,9 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedssl.aggregation.base import Memory, Occasion, Planned, Scalar, Sender, Told
-from fedssl.aggregation.hidden import VECTOR, Hidden
-from fedssl.aggregation.secure import Secure
-from fedssl.aggregation.secure_dp import SecureDP
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError, ProtocolError
 from fedssl.flower import codec
@@ -26,7 +23,11 @@ from fedssl.flower.in_process import InProcessGrid
 from fedssl.participation.buffered import Buffered
 from fedssl.participation.synchronous import Synchronous
 from fedssl.parts import Arrays
+from fedssl.privacy.release import gaussian_epsilon
 from fedssl.privacy.secagg import accounting
+from fedssl.privacy.secagg.hidden import VECTOR, Hidden
+from fedssl.privacy.secure import Secure
+from fedssl.privacy.secure_dp import SecureDP
 
 Compose = Callable[..., Plan]
 CLIENTS = 5
@@ -178,12 +179,11 @@ def test_wrong_options_are_refused() -> None:
         (lambda: Secure(threshold=0.5), "two halves of the clients"),
         (lambda: Secure(bits=16), "use 32 or 64"),
         (lambda: Secure(limit=0.0), "lets nothing through"),
-        (lambda: SecureDP(clip=0.0), "give no epsilon"),
-        (lambda: SecureDP(noise_multiplier=0.0), "it is aggregation=secure"),
-        (lambda: SecureDP(delta=1.0), "give no epsilon"),
-        (lambda: SecureDP(randomness="none"), "use seed or system"),
+        (lambda: SecureDP(clip=0.0), "bounds no update"),
+        (lambda: SecureDP(noise_multiplier=0.0), "fix no noise"),
+        (lambda: SecureDP(delta=1.0), "no probability of failure"),
     ):
-        with pytest.raises(ConfigError, match=word):
+        with pytest.raises((ConfigError, PrivacyError), match=word):
             make()
 
 
@@ -192,13 +192,14 @@ def test_wrong_options_are_refused() -> None:
 
 def test_the_noise_is_counted_for_the_fewest() -> None:
     options = SecureDP(threshold=0.6, noise_multiplier=2.0)
-    session = options.open(FLOATS, Occasion(1, 1, range(CLIENTS)), Memory({}, {"rho": 0.5}), PLAN, Devices(options).ask)
     mechanism = options.mechanism(CLIENTS, 3)
     assert mechanism.fewest == 3
     assert mechanism.rho == pytest.approx(1 / 8, rel=1e-5)
     assert mechanism.deviation >= 2 * mechanism.norm / math.sqrt(3)
-    assert session.spent.numbers["rho"] == 0.5 + mechanism.rho  # type: ignore[attr-defined]
-    assert session.row == {"epsilon": accounting.epsilon(0.5 + mechanism.rho, 1e-5)}  # type: ignore[attr-defined]
+    assert accounting.distance_to_gaussian(mechanism.deviation * math.sqrt(3), 3) < 1e-10
+    entry = options.entry(PLAN, 2, 1)
+    assert (entry.noise_multiplier, entry.sample_rate, entry.count) == (2.0, 1.0, 1)
+    assert options.entry(Planned(CLIENTS, 3, 0, Synchronous(fraction=1e-9, draw="poisson")), 2, 1).count == 0
     with pytest.raises(PrivacyError, match=r"'encoder.n' counts in whole numbers, .* encoder.norm=group"):
         one_round(Devices(options))
 
@@ -212,7 +213,7 @@ def test_the_seed_repeats_the_noise_and_the_system_does_not() -> None:
     assert sent(seeded) == sent(seeded)
     others = [sent(seeded), sent(seeded, client=1), sent(seeded, at=2), sent(seeded, attempt=2)]
     assert len({tuple(numbers) for numbers in others}) == 4
-    assert sent(SecureDP(randomness="system")) != sent(SecureDP(randomness="system"))
+    assert sent(SecureDP(secure=True)) != sent(SecureDP(secure=True))
 
 
 # Runs
@@ -313,7 +314,11 @@ def test_noise_in_a_run_and_its_epsilon(plan: Compose) -> None:
     run = execute(plan(*NOISY, *still, "federation.rounds=1", "aggregation.noise_multiplier=0.5"))
     row, size = run.rows()[0], sum(value.size for value in final_arrays(run).values())
     mechanism = SecureDP(noise_multiplier=0.5).mechanism(3, size)
-    assert row["epsilon"] == accounting.epsilon(mechanism.rho, 1e-5) == run.read("summary.json")["epsilon"]
+    assert row["epsilon"] == gaussian_epsilon(0.5, 1, 1e-5) == run.read("summary.json")["epsilon"]
+    assert row["epsilon"] < accounting.epsilon(mechanism.rho, 1e-5) < 1.2 * row["epsilon"]
+    declared = run.read("privacy.json")["client"]
+    assert declared["unit"] == "client"
+    assert any("whoever knows the seed" in words for words in declared["not_covered"])
     # Nothing was learnt, so what is there is the noise of three clients, divided by three.
     start = final_arrays(execute(plan(*NOISY[:1], *NOISY[2:], *still, "federation.rounds=1", name="start")))
     noise = np.concatenate([(value - start[key]).ravel() for key, value in final_arrays(run).items()])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from fedssl.errors import ProtocolError
 from fedssl.participation.base import Participation
 from fedssl.parts import Arrays
-from fedssl.privacy.ledger import Entry
+
+if TYPE_CHECKING:  # accountants take a second to import, and a plain run needs none
+    from fedssl.privacy.ledger import Entry
 
 Scalar = int | float | str | bytes | bool
 Told = Mapping[str, Scalar]  # beside the arrays of a message
@@ -161,6 +163,15 @@ class Private(Protocol):
         """Unit, relation, adversary, sampler, what is released and what is not covered, for `privacy.json`."""
         ...
 
+    def remarks(self, plan: Planned, size: int) -> Sequence[str]:
+        """Sentences for whoever starts the run.
+
+        Args:
+            plan: of the run.
+            size: numbers in an update.
+        """
+        ...
+
 
 @runtime_checkable
 class Answering(Protocol):
@@ -194,11 +205,12 @@ def check_wire(wire: Arrays, asked: Mapping[str, np.ndarray], who: str) -> None:
         )
 
 
-def wire_type(kind: np.dtype) -> np.dtype:
-    """The type in which a change of an array of this type travels: float32, or float64 where that would be too few."""
-    return np.promote_types(kind, np.float32)
+def to_wire(change: Mapping[str, np.ndarray]) -> Arrays:
+    """A change in float32, whatever the arrays are; what is too large for it becomes infinite."""
+    with np.errstate(over="ignore"):
+        return {key: value.astype(np.float32) for key, value in change.items()}
 
 
 def wire_bytes(asked: Mapping[str, np.ndarray]) -> int:
-    """Bytes of an update whose changes travel in their `wire_type`."""
-    return sum(value.size * wire_type(value.dtype).itemsize for value in asked.values())
+    """Bytes of an update that `to_wire` has made."""
+    return 4 * sum(value.size for value in asked.values())

@@ -18,6 +18,8 @@ from fedssl.aggregation.base import (
     Sender,
     Told,
     check_wire,
+    to_wire,
+    wire_bytes,
 )
 from fedssl.errors import ConfigError
 from fedssl.parts import Arrays
@@ -55,7 +57,7 @@ class Plain:
 
     def send(self, change: Arrays, told: Told, sender: Sender) -> Arrays:
         """The change, in fewer bytes."""
-        return {key: value.astype(np.float32) for key, value in change.items()}
+        return to_wire(change)
 
     def open(self, asked: Arrays, occasion: Occasion, memory: Memory, plan: Planned, ask: Ask) -> _Session:
         """See `Aggregation`."""
@@ -63,7 +65,7 @@ class Plain:
 
     def up_bytes(self, asked: Mapping[str, np.ndarray]) -> int:
         """Four bytes an entry."""
-        return 4 * sum(value.size for value in asked.values())
+        return wire_bytes(asked)
 
 
 @dataclass

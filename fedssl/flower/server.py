@@ -15,7 +15,6 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedssl import partition, payload, tree
-from fedssl.aggregation.base import Memory
 from fedssl.baselines import central
 from fedssl.client import FitResult
 from fedssl.errors import ConfigError, ResumeError
@@ -90,15 +89,18 @@ def federate(
             saved = tree.like(point.arrays, initial)
             done, now = point.round, {key: saved[key] for key in now}  # in order: Flower's FedAvgM counts on it
             strategy_state.give(strategy, *point.strategy)
-            run.aggregation.memory = Memory(*point.aggregation)
+            run.aggregation.restore(*point.aggregation)
             run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
         run.history.models[done] = now
         run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
         _restore_clients(run, done)
-        run.aggregation.announce(reporter)
+        run.aggregation.announce(reporter, sum(initial[key].size for key in _merged(run)))
         reporter.begin(rundir.path.name, done, job.federation.rounds)
         try:
             for at in range(done + 1, job.federation.rounds + 1):
+                if not run.aggregation.spend(at, 1):
+                    reporter.say(f"round {at} would exceed the privacy budget: the run ends before it")
+                    break
                 now = _round(run, strategy, at, now, initial)
         finally:
             reporter.end()
@@ -128,7 +130,7 @@ def _open(
     parameters = layout_of(model, job.method.parts).parameters
     monitor = Monitor(evaluator, parts, job.tree["method"], rundir.rows("collapse.jsonl"))
     about = (grid, job, rundir, reporter, evaluator, monitor, data, device, shares, parameters, nodes, state_dir)
-    return _Run(*about, Server.begin(job, grid, nodes)), point, to_arrays(model)
+    return _Run(*about, Server.begin(job, grid, nodes, model)), point, to_arrays(model)
 
 
 def _student(strategy: Any) -> Arrays:
@@ -176,6 +178,8 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     row["bytes_down"] = tally.bytes_down + lost * job.compression.down_bytes(now, run.parameters)
     row["train_seconds"] = time.perf_counter() - started
     parts: list[dict[str, Any]] = []
+    if run.aggregation.ledger is not None and (measured or at == job.federation.rounds):
+        row["epsilon"] = run.aggregation.epsilon
     if watch is not None:
         measures, parts = run.monitor.close(watch, merged | _student(strategy), tally.rows)
         row |= measures
@@ -207,7 +211,7 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
     for message in messages:
         turns.instruct(message, by_node[message.metadata.dst_node_id], at, run.history)
-    run.aggregation.open({k: v for k, v in now.items() if run.shares[k] is Share.merge}, at, 1, turn_of)
+    run.aggregation.open({key: now[key] for key in now if key in _merged(run)}, at, 1, turn_of)
     run.aggregation.instruct(messages, tally.partition_of)
     tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))
@@ -219,9 +223,8 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
     elif not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
-    needed = job.federation.quorum if run.aggregation.each else 1
-    first = list(islice(replies, needed))  # before the strategy, whose state merging may change
-    if len(first) < needed or 1 < job.federation.quorum > tally.updates:
+    first = list(islice(replies, run.aggregation.quorum))  # before the strategy, whose state merging may change
+    if len(first) < run.aggregation.quorum:
         return None
     record, _ = strategy.aggregate_train(at, chain(first, replies))
     if record is None:
@@ -232,6 +235,10 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
     merged = tree.like(codec.decode(record), now)
     tree.check_same(merged, now, "the strategy's merge")
     return merged
+
+
+def _merged(run: _Run) -> list[str]:
+    return [key for key, share in run.shares.items() if share is Share.merge]
 
 
 def _unsent(run: _Run, client: int, now: Arrays) -> frozenset[str]:
@@ -254,8 +261,7 @@ def _checkpoint(run: _Run, strategy: Any, at: int, now: Arrays, clients: list[in
             if not state.empty:
                 state_files.write(run.rundir.clients, client, state)
     past = {version: model for version, model in run.history.models.items() if version != at}
-    memory = (run.aggregation.memory.arrays, dict(run.aggregation.memory.numbers))
-    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past, memory))
+    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past, run.aggregation.saved()))
     if isinstance(run.grid, InProcessGrid) and run.rundir.clients.exists():
         for client in clients:
             state_files.prune(run.rundir.clients, client, at)
@@ -315,7 +321,7 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
             for key, value in values.items()
             if key.endswith("accuracy")
         },
-        "epsilon": last.get("epsilon"),
+        "epsilon": run.aggregation.epsilon,
         "alarms": [asdict(alarm) for alarm in alarms],
         "seconds": float(sum(row["seconds"] for row in rows)),
         "final_seconds": time.perf_counter() - started,
@@ -324,6 +330,8 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
     }
     for key in ("knn_accuracy", "linear_accuracy", "random_encoder_linear_accuracy"):
         summary.setdefault(key, None)  # unlabelled data: nothing to measure them on
+    if declared := run.aggregation.declare():
+        rundir.write("privacy.json", {"client": declared})
     rundir.write("summary.json", summary)
     return summary
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedssl import tree
-from fedssl.aggregation.base import Memory, Occasion, Session, Told
+from fedssl.aggregation.base import Memory, Occasion, Private, Session, Told
+from fedssl.errors import PrivacyError
 from fedssl.flower import codec
 from fedssl.flower.aggregation.clients import untold
 from fedssl.flower.rounds import exchange
 from fedssl.job import Job
+from fedssl.model import Model
+from fedssl.norms import variance_keys
 from fedssl.parts import Arrays
 from fedssl.progress import Reporter
 
+if TYPE_CHECKING:
+    from fedssl.privacy.ledger import Ledger
+
 ASK = "query.aggregation"
+_LEDGER = "ledger"
 
 
 @dataclass
@@ -30,23 +38,106 @@ class Server:
     grid: Grid
     nodes: Mapping[int, int]  # client -> node id
     memory: Memory
+    variances: frozenset[str] = frozenset()  # arrays that may not become negative
+    ledger: Ledger | None = None  # of the federation, if the aggregation claims an epsilon
     row: dict[str, float] = field(default_factory=dict)  # of the round that was finished last
     _session: Session | None = None
     _asked: Arrays = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, job: Job, grid: Grid, nodes: Mapping[int, int]) -> Server:
-        """Before the first round."""
-        memory = Memory() if job.aggregation.each else job.aggregation.begin(job.planned)
-        return cls(job, grid, nodes, memory)
+    def begin(cls, job: Job, grid: Grid, nodes: Mapping[int, int], model: Model) -> Server:
+        """Before the first round.
+
+        Args:
+            job: what is run.
+            grid: of all nodes.
+            nodes: client -> node id.
+            model: only its kind is read.
+        """
+        if job.aggregation.each:
+            return cls(job, grid, nodes, Memory())
+        ledger = None
+        if isinstance(job.aggregation, Private):
+            from fedssl.privacy.ledger import Ledger  # here, because accountants take a second to import
+
+            ledger = Ledger()
+        return cls(job, grid, nodes, job.aggregation.begin(job.planned), variance_keys(model), ledger)
 
     @property
     def each(self) -> bool:
         """Whether the strategy sees every update as it was trained."""
         return self.job.aggregation.each
 
-    def announce(self, reporter: Reporter) -> None:
-        """Say what is switched off because the server shall not see it."""
+    @property
+    def quorum(self) -> int:
+        """How many replies the strategy waits for: those that a round needs, or their one mean."""
+        return self.job.federation.quorum if self.each else 1
+
+    def saved(self) -> tuple[Arrays, dict[str, Any]]:
+        """What a checkpoint keeps."""
+        spent = {} if self.ledger is None else {_LEDGER: self.ledger.text()}
+        return self.memory.arrays, {**self.memory.numbers, **spent}
+
+    def restore(self, arrays: Arrays, numbers: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint stands.
+
+        Raises:
+            PrivacyError: its ledger was changed.
+        """
+        own = {key: value for key, value in numbers.items() if key != _LEDGER}
+        if arrays or own:
+            self.memory = Memory(arrays, own)
+        if self.ledger is not None:
+            self.ledger = type(self.ledger).read(numbers.get(_LEDGER, ""))
+
+    def spend(self, at: int, attempt: int) -> bool:
+        """Write a round into the ledger before its clients are asked; False if it would exceed the budget.
+
+        Raises:
+            PrivacyError: already the first round would.
+        """
+        private, plan = self.job.aggregation, self.job.planned
+        if self.ledger is None or not isinstance(private, Private):
+            return True
+        entry, (budget, delta) = private.entry(plan, at, attempt), private.budget(plan)
+        if not entry.count:
+            return True
+        # Each planned round once is what the noise was solved for, so that only repeated ones can be too many.
+        again = any(old.attempt > 1 for old in (*self.ledger.entries, entry))
+        if again and math.isfinite(budget) and self.ledger.affordable(entry, budget, delta) < entry.count:
+            if at == 1:
+                raise PrivacyError(f"round 1 would exceed aggregation.target_epsilon={budget:g}: start a new run")
+            return False
+        self.ledger = self.ledger.spend(entry)
+        return True
+
+    @property
+    def epsilon(self) -> float | None:
+        """What has been spent, at the declared delta; None where nothing is claimed."""
+        private = self.job.aggregation
+        if self.ledger is None or not isinstance(private, Private):
+            return None
+        return self.ledger.epsilon(private.budget(self.job.planned)[1])
+
+    def declare(self) -> dict[str, Any]:
+        """The content of `privacy.json`; empty where nothing is claimed."""
+        private = self.job.aggregation
+        if self.ledger is None or not isinstance(private, Private):
+            return {}
+        from fedssl.aggregation.statement import statement
+
+        return dict(statement(private, self.job.planned, self.ledger))
+
+    def announce(self, reporter: Reporter, size: int) -> None:
+        """Say what is switched off because the server shall not see it, and how long the noise is.
+
+        Args:
+            reporter: says it.
+            size: numbers in an update.
+        """
+        if isinstance(self.job.aggregation, Private):
+            for sentence in self.job.aggregation.remarks(self.job.planned, size):
+                reporter.say(sentence)
         if not self.each and self.job.evaluate.clients:
             reporter.say(
                 f"evaluate.clients={self.job.evaluate.clients} is read as 0, and clients report no loss: with this "
@@ -85,21 +176,27 @@ class Server:
     def one(self, replies: Iterable[Message], client_of: Mapping[int, int]) -> Iterator[Message]:
         """Fold all replies into one: the round's start plus the mean of the changes, of weight 1.
 
-        It comes even if nobody has sent anything, for noise alone is an outcome, too; but not if the session finds the
-        round too small.
+        It comes even if nobody has sent anything, for noise alone is an outcome, too; but not if there are fewer than
+        a quorum of several, or the session finds the round too small.
         """
         session = self._session
         if session is None:
             yield from replies
             return
+        count = 0
         for reply in replies:
+            count += 1
             client = client_of[reply.metadata.src_node_id]
             session.add(client, codec.decode(reply.content.array_records[codec.ARRAYS]))
-        outcome, self._session = session.finish(), None
+        self._session = None
+        if 1 < self.job.federation.quorum > count:
+            return
+        outcome = session.finish()
         if outcome is None:
             return
         self.memory, self.row = outcome.memory, dict(outcome.row)
         moved = {k: np.asarray(self._asked[k], np.float64) + change for k, change in outcome.change.items()}
+        moved |= {k: np.maximum(moved[k], 0.0) for k in self.variances & moved.keys()}
         content = codec.reply(tree.like(moved, self._asked), {codec.WEIGHT: 1})
         yield Message(content, reply_to=Message(RecordDict(), 0, MessageType.TRAIN))
 

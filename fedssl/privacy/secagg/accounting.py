@@ -70,3 +70,19 @@ def epsilon(rho: float, delta: float) -> float:
         left, right = high - ratio * (high - low), low + ratio * (high - low)
         low, high = (low, right) if at(left) < at(right) else (left, high)
     return max(0.0, at((low + high) / 2))
+
+
+def distance_to_gaussian(deviation: float, dim: int) -> float:
+    """How far discrete Gaussian noise is from a Gaussian that is rounded at random, in total variation; approximate.
+
+    With x whole, x + round(N(0, s^2)) is post-processing of the Gaussian mechanism. Rounding at random adds the
+    variance 1/6 of a triangle, so the log-ratio of the two distributions is `(z^2 / s^2 - 1) / (12 s^2)` up to order
+    s^-4, their divergence 1 / (144 s^4) for each entry, and by Pinsker's inequality the distance at most
+    sqrt(dim / 288) / s^2. A mechanism at this distance is (epsilon, delta + (1 + e^epsilon) distance)-private where the
+    Gaussian one is (epsilon, delta)-private.
+
+    Args:
+        deviation: s of the whole sum's noise, in steps; at least about 10.
+        dim: entries of the vector.
+    """
+    return math.sqrt(dim / 288) / deviation**2

@@ -58,7 +58,7 @@ class Noisy:
             )
 
         def deviation(step: float) -> int:
-            return math.ceil(multiplier * accounting.rounded_norm(clip / step, dim) / math.sqrt(fewest))
+            return math.ceil(multiplier * _norm(clip / step, dim) / math.sqrt(fewest) * _SLACK)
 
         grid = FixedPoint.fit(clip, clients, bits, deviation)
         return cls(grid, clip, dim, deviation(grid.step), fewest)
@@ -66,7 +66,7 @@ class Noisy:
     @property
     def norm(self) -> float:
         """The L2 norm, in steps, that a client's rounded vector can have: how far a client moves the sum."""
-        return accounting.rounded_norm(self.clip / self.grid.step * _SLACK, self.dim) * _SLACK
+        return _norm(self.clip / self.grid.step, self.dim)
 
     @property
     def rho(self) -> float:
@@ -92,3 +92,7 @@ class Noisy:
             if float(np.sqrt((rounded.astype(np.float64) ** 2).sum())) <= self.norm:
                 break
         return self.grid.residues(rounded + discrete_gaussian.draw(self.deviation, self.dim, stream))
+
+
+def _norm(norm: float, dim: int) -> float:
+    return accounting.rounded_norm(norm * _SLACK, dim) * _SLACK

@@ -11,11 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedssl.aggregation import conversation
 from fedssl.aggregation.base import Ask, Memory, Occasion, Outcome, Planned, Sender, Session, Told
 from fedssl.errors import ConfigError, ProtocolError
 from fedssl.parts import Arrays
-from fedssl.privacy.secagg import collector
+from fedssl.privacy.secagg import collector, conversation
 from fedssl.privacy.secagg.fixed_point import FixedPoint
 from fedssl.privacy.secagg.participant import Advert
 from fedssl.privacy.secagg.participant import Session as Agreed
@@ -58,11 +57,11 @@ class Hidden(ABC):
         """(d,) uint32 or uint64: a client's change in float64 as residues of that grid."""
 
     @abstractmethod
-    def account(self, asked: Mapping[str, np.ndarray], clients: int, memory: Memory) -> tuple[Memory, dict[str, float]]:
-        """What to remember of a round of so many clients, and what to log of it.
+    def check(self, asked: Mapping[str, np.ndarray]) -> None:
+        """Refuse arrays that cannot be sent so.
 
         Raises:
-            PrivacyError: these arrays cannot be sent so.
+            PrivacyError: for the first of them.
         """
 
     def fewest(self, clients: int) -> int:
@@ -135,8 +134,8 @@ class Hidden(ABC):
         clients = sorted({*occasion.clients, *occasion.lost})
         # A repeated round is another session all the same.
         name = f"{plan.seed} {occasion.round} {occasion.attempt} ".encode() + os.urandom(16)
-        spent, row = self.account(asked, len(clients), memory)
-        new = _Round(self, asked, Agreed(name, self.fewest(len(clients))), clients, ask, spent, row)
+        self.check(asked)
+        new = _Round(self, asked, Agreed(name, self.fewest(len(clients))), clients, ask)
         new.exchange()
         return new
 
@@ -165,8 +164,6 @@ class _Round:
     agreed: Agreed
     clients: Sequence[int]
     ask: Ask
-    spent: Memory
-    row: Mapping[str, float]
     roster: dict[int, Advert] = field(default_factory=dict)
     letters: dict[int, dict[int, bytes]] = field(default_factory=dict)  # by recipient, then sender
     survivors: list[int] = field(default_factory=list)
@@ -238,4 +235,4 @@ class _Round:
             part = mean[place : place + value.size].reshape(value.shape)
             change[key] = part if np.issubdtype(value.dtype, np.floating) else part / grid.step
             place += value.size
-        return Outcome(change, self.spent, self.row)
+        return Outcome(change, Memory())
