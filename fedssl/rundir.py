@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from fedssl.tree import flatten
 
 NOT_THE_JOB = ("engine", "name", "out")  # keys of a configuration that do not change what a run computes
 LOGS = ("metrics.jsonl", "clients.jsonl", "collapse.jsonl")
+ATTEMPTS = "attempts.jsonl"  # of rounds of a private run
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Checkpoint:
     arrays: Arrays
     strategy: tuple[Arrays, dict[str, Any]]  # arrays and scalars of the strategy's own state
     past: Mapping[int, Arrays] = field(default_factory=dict)  # earlier models, by round, that stale turns began with
-    aggregation: tuple[Arrays, dict[str, Any]] = field(default_factory=lambda: ({}, {}))  # its memory and its ledger
+    aggregation: tuple[Arrays, Mapping[str, float]] = field(default_factory=lambda: ({}, {}))  # its memory
 
 
 class RunDirectory:
@@ -139,6 +141,21 @@ class RunDirectory:
                     f"{self.path / name} cannot be written ({error.strerror}): free space, then `fedssl resume`"
                 ) from error
 
+    def attempt(self, at: int) -> int:
+        """Note, before anybody trains, that a round begins; returns how often it has begun by now, at least 1.
+
+        The note outlives a kill and is never cut back: what clients release in a round that is lost has been released.
+        """
+        with (self.path / ATTEMPTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"round": at}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return self.attempts().count(at)
+
+    def attempts(self) -> list[int]:
+        """The rounds that have begun, in order."""
+        return [int(row["round"]) for row in self.rows(ATTEMPTS)]
+
     def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The rows of a log; a line cut off by a kill is left out."""
         path = self.path / name
@@ -183,7 +200,7 @@ class RunDirectory:
             write_arrays(folder / "past.safetensors", past)
         arrays, numbers = point.aggregation
         if arrays or numbers:
-            write_arrays(folder / "aggregation.safetensors", arrays, {"numbers": json.dumps(numbers)})
+            write_arrays(folder / "aggregation.safetensors", arrays, {"numbers": json.dumps(dict(numbers))})
         write_text(self.path / "checkpoints" / "LATEST", folder.name)
         for old in (self.path / "checkpoints").glob("[0-9]*"):
             if old.name != folder.name:
@@ -211,7 +228,7 @@ class RunDirectory:
             scalars = json.loads(meta["scalars"])
         except (KeyError, ValueError) as error:
             raise ResumeError(f"{folder} is damaged: start the run anew under another name") from error
-        memory: tuple[Arrays, dict[str, Any]] = ({}, {})
+        memory: tuple[Arrays, dict[str, float]] = ({}, {})
         if (folder / "aggregation.safetensors").exists():
             own, meta = read_arrays(folder / "aggregation.safetensors")
             memory = own, json.loads(meta["numbers"])

@@ -81,11 +81,6 @@ def run(plan: Plan) -> dict[str, Any]:
     return summary
 
 
-def _claim(summary: dict[str, Any]) -> str:
-    spent = summary.get("epsilon")
-    return "no privacy is claimed" if spent is None else f"epsilon {spent:.2f}, see privacy.json"
-
-
 def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
     names = ("random encoder", "central", "raw values", "window statistics")
     rows = [("federated", ""), *((name, f"{name.replace(' ', '_')}_") for name in names)]
@@ -107,6 +102,7 @@ def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
     megabytes = (summary["bytes_up"] + summary["bytes_down"]) / 1e6
     print(
         f"{summary['rounds']} rounds in {duration(summary['seconds'])}, {megabytes:.0f} MB exchanged, "
-        f"effective rank {summary['effective_rank']:.1f}; {_claim(summary)}"
+        f"effective rank {summary['effective_rank']:.1f}"
     )
+    print(f"privacy: {rundir.read('privacy.json')['says']}")
     print(f"report: {rundir.path / 'report.html'}")

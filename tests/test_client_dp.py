@@ -19,19 +19,20 @@ from test_aggregation import resumed
 from fedssl import config
 from fedssl.aggregation.base import Occasion, Outcome, Planned, Sender
 from fedssl.aggregation.claims import gaussian_multiplier
+from fedssl.aggregation.client_dp import BELOW, ClientDP, adapted
 from fedssl.aggregation.flat import clip, length
+from fedssl.aggregation.local_dp import SPREAD, LocalDP
 from fedssl.aggregation.noise import Noise
 from fedssl.aggregation.sampling import sampling_of
-from fedssl.aggregation.statement import planned
+from fedssl.aggregation.spending import planned
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError, ProtocolError
+from fedssl.flower.aggregation.server import Server
 from fedssl.participation.buffered import Buffered
 from fedssl.participation.cohorts import Cohorts
 from fedssl.participation.synchronous import Synchronous
 from fedssl.parts import Arrays
 from fedssl.privacy.accountant import Release, compose
-from fedssl.privacy.client_dp import BELOW, ClientDP, adapted
-from fedssl.privacy.local_dp import SPREAD, LocalDP
 from fedssl.privacy.release import gaussian_epsilon
 
 Compose = Callable[..., Plan]
@@ -339,13 +340,14 @@ def test_every_aggregation_runs_repeats_and_resumes(
     summary = rundir.read("summary.json")
     if aggregation not in DELTA:
         assert summary["epsilon"] is None
-        assert not (rundir.path / "privacy.json").exists()
+        assert rundir.read("privacy.json")["unit"] is None
         return
-    said = rundir.read("privacy.json")["client"]
-    assert summary["epsilon"] == said["epsilon"] == said["planned_epsilon"] == rundir.rows()[-1]["epsilon"]
+    said = rundir.read("privacy.json")
+    assert summary["epsilon"] == said["epsilon"] == said["planned_epsilon"]
+    assert rundir.rows()[-1]["epsilon"] == pytest.approx(said["epsilon"])
     assert said["unit"] == "client"
-    assert said["not_covered"]
-    assert json.loads((first.path.parent / "resumed" / "privacy.json").read_text())["client"] == said
+    assert any("seed" in hole for hole in said["not_covered"])
+    assert json.loads((first.path.parent / "resumed" / "privacy.json").read_text()) == said
 
 
 def test_a_round_with_nobody_is_noise(plan: Compose) -> None:
@@ -367,18 +369,52 @@ def test_the_adapted_clip_norm_survives(plan: Compose, monkeypatch: pytest.Monke
     assert_same(final_arrays(rundir), resumed(whole.at(whole.path.parent / "parts"), monkeypatch))
 
 
-def test_the_budget_stops_before_a_repeated_round(plan: Compose) -> None:
-    from torch import nn
+def begun(plan: Plan, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed in the midst of round `at`, when its clients have been asked."""
+    original = Server.one
 
-    from fedssl.flower.aggregation.server import Server
+    def killed(self: Server, *arguments: Any) -> Any:
+        if self.job.federation.rounds and len(self.ledger.entries) == at:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
 
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Server, "one", killed)
+        execute(plan)
+
+
+def test_a_round_that_was_lost_is_paid_for_and_its_noise_is_never_used_again(
+    plan: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("aggregation=client_dp", "aggregation.delta=0.01", "federation.rounds=3")
+    whole = plan(*options, name="whole")
+    lost = whole.at(whole.path.parent / "lost")
+    begun(lost, 2, monkeypatch)
+    once, twice = execute(whole), execute(lost)
+    assert twice.read("privacy.json")["worst"]["count"] == 4
+    assert twice.read("summary.json")["epsilon"] > once.read("summary.json")["epsilon"]
+    one, other = final_arrays(once), final_arrays(twice)
+    assert any((one[key] != other[key]).any() for key in one)
+
+
+def test_the_budget_stops_before_a_repeated_round(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = ("aggregation.noise_multiplier=null", "aggregation.target_epsilon=2", "aggregation.delta=0.01")
-    job = plan("aggregation=client_dp", *noise).job
-    server = Server.begin(job, None, {}, nn.Linear(1, 1))  # type: ignore[arg-type]
-    assert server.spend(1, 1)
-    assert server.spend(2, 1)
-    before = server.epsilon
-    assert before == pytest.approx(2.0)
-    assert not server.spend(2, 2)
-    assert server.epsilon == before
-    assert compose([Release(job.aggregation.multiplier(job.planned), 1.0, 3)], 0.01) > 2  # type: ignore[attr-defined]
+    lost = plan("aggregation=client_dp", *noise, "federation.rounds=3")
+    begun(lost, 2, monkeypatch)
+    rundir = execute(lost)
+    summary = rundir.read("summary.json")
+    assert summary["rounds"] == 2  # and the third would have been one too many
+    assert summary["epsilon"] == pytest.approx(2.0)
+    assert compose([Release(lost.job.aggregation.multiplier(lost.job.planned), 1.0, 4)], 0.01) > 2  # type: ignore[attr-defined]
+
+
+def test_both_units_are_claimed_apart(plan: Compose) -> None:
+    options = ("method=byol", "method.norm=group", "privacy=example", "aggregation=client_dp", "aggregation.delta=0.01")
+    with pytest.raises(ConfigError, match=r"privacy\.sample_rate=0\.1"):
+        plan(*options)
+    rundir = execute(plan(*options, "privacy.sample_rate=0.5", "federation.rounds=1"))
+    said = rundir.read("privacy.json")
+    assert (said["unit"], said["record"]["unit"]) == ("client", "record")
+    row = rundir.rows()[0]
+    assert row["epsilon"] == pytest.approx(said["epsilon"])
+    assert row["record_epsilon"] == pytest.approx(said["record"]["epsilon"], rel=0.01)

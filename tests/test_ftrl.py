@@ -10,12 +10,12 @@ from conftest import assert_same
 
 from fedssl.aggregation import banded
 from fedssl.aggregation.base import Memory, Occasion, Planned
+from fedssl.aggregation.client_dp import ClientDP
+from fedssl.aggregation.ftrl import FTRL
 from fedssl.aggregation.noise import Noise
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.participation.cohorts import Cohorts
 from fedssl.participation.synchronous import Synchronous
-from fedssl.privacy.client_dp import ClientDP
-from fedssl.privacy.ftrl import FTRL
 from fedssl.privacy.release import gaussian_epsilon
 
 

@@ -18,6 +18,13 @@ class Reader(Protocol):
     reads: str
 
 
+@runtime_checkable
+class Rated(Protocol):
+    """Example-level privacy whose steps sample records at a rate."""
+
+    sample_rate: float | None
+
+
 def reads_mean(strategy: object) -> bool:
     """Whether a strategy needs the mean of the updates only."""
     if isinstance(strategy, Reader):
@@ -25,13 +32,17 @@ def reads_mean(strategy: object) -> bool:
     return type(strategy).__module__.startswith("flwr.") and type(strategy).__name__ in MEANS
 
 
-def refuse(strategy: object, summaries: Collection[str], compression: Compression) -> None:
-    """Refuse what reads single updates, or changes them after they are bounded.
+def refuse(
+    strategy: object, summaries: Collection[str], compression: Compression, quorum: int, privacy: object
+) -> None:
+    """Refuse what reads single updates, changes them after they are bounded, or tells what they hide.
 
     Args:
         strategy: the one that would merge.
         summaries: parts of the method in which each client summarises its data.
         compression: how updates are coded.
+        quorum: updates that a round needs.
+        privacy: of examples.
 
     Raises:
         ConfigError: for the first that does not fit.
@@ -52,4 +63,14 @@ def refuse(strategy: object, summaries: Collection[str], compression: Compressio
         raise ConfigError(
             f"compression.keep={compression.keep} and values={compression.values} would change an update after the "
             "aggregation has bounded it: use compression=none; compression.down=float16 is allowed"
+        )
+    if quorum > 1:
+        raise ConfigError(
+            f"federation.quorum={quorum} would tell how many clients took part, which the aggregation hides: use "
+            "federation.quorum=1"
+        )
+    if isinstance(privacy, Rated) and privacy.sample_rate is None:
+        raise ConfigError(
+            "privacy.sample_rate=null makes the number of a client's records public, which the aggregation hides: "
+            "give a rate, such as privacy.sample_rate=0.1"
         )

@@ -14,6 +14,7 @@ from fedssl.parts import Arrays
 
 if TYPE_CHECKING:  # accountants take a second to import, and a plain run needs none
     from fedssl.privacy.ledger import Entry
+    from fedssl.privacy.statement import Declared
 
 Scalar = int | float | str | bytes | bool
 Told = Mapping[str, Scalar]  # beside the arrays of a message
@@ -155,12 +156,12 @@ class Private(Protocol):
         """What an attempt of a round adds to the server's ledger. A round that adds nothing has the count 0."""
         ...
 
-    def budget(self, plan: Planned) -> tuple[float, float]:
-        """(epsilon, delta) that no round may exceed; infinity for no limit."""
+    def budget(self, plan: Planned) -> tuple[float | None, float]:
+        """(epsilon, delta) that no round may exceed; None for no limit."""
         ...
 
-    def declaration(self, plan: Planned) -> Mapping[str, object]:
-        """Unit, relation, adversary, sampler, what is released and what is not covered, for `privacy.json`."""
+    def declaration(self, plan: Planned) -> Declared:
+        """Unit, relation, adversary, sampler and what is released, for `privacy.json`."""
         ...
 
     def remarks(self, plan: Planned, size: int) -> Sequence[str]:

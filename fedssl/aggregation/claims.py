@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from scipy.optimize import brentq
 
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.privacy.release import gaussian_epsilon
+from fedssl.privacy.statement import Declared
 
 LARGEST_DELTA = 1e-3
+RELATIONS = {
+    "add_remove": "one client added or removed",
+    "zero_out": "all updates of one client replaced by zeros",
+    "replace_one": "all updates of one client replaced by any others",
+}
 NOT_COVERED = (
-    "the run directory on the server: who took part when, failures and sizes of messages",
-    "measurements on the clients' examples (kNN, probes, diagnostics), and choices made by them",
-    "the choice of hyper-parameters by earlier runs on the same clients",
-    "parts that stay on a client, and its own models",
-    "how long a client takes, and floating-point details of the noise",
+    "what stays in the run directory on the server: who took part when, failures, and updates that were not finite",
+    "parts of a model that stay on a client",
+    "the spacing of floating-point numbers in the noise",
 )
 
 
@@ -71,15 +74,9 @@ def gaussian_multiplier(target_epsilon: float, releases: int, delta: float) -> f
 
 
 def declare(
-    adversary: str, relation: str, sampler: str, released: str, secure: bool, more: Sequence[str] = ()
-) -> Mapping[str, object]:
-    """The words of a declaration for the unit `client`."""
-    seeded = () if secure else ("whoever knows the seed of the run: noise and cohorts are drawn from it",)
-    return {
-        "unit": "client",
-        "relation": relation,
-        "adversary": adversary,
-        "sampler": sampler,
-        "released": released,
-        "not_covered": [*seeded, *more, *NOT_COVERED],
-    }
+    adversary: str, relation: str, sampler: str, released: str, secure: bool, budget: tuple[float | None, float]
+) -> Declared:
+    """A declaration for the unit `client`."""
+    seeded = () if secure else ("whoever knows the seed of the run: aggregation.secure=true for real use",)
+    public = (*NOT_COVERED, *seeded)
+    return Declared("client", RELATIONS[relation], adversary, sampler, released, budget[1], budget[0], False, public)

@@ -162,7 +162,9 @@ class Tally:
             client = self.partition_of.get(reply.metadata.src_node_id, -1)
             if not self.each:
                 sent = codec.decode(reply.content.array_records[codec.ARRAYS])
-                self.rows.append({"client": client, "bytes_up": tree.size_bytes(sent)})
+                found = reply.content.metric_records[codec.METRICS].items()
+                said = {key: cast(float, value) for key, value in found if key != "partition-id"}
+                self.rows.append({"client": client, **said, "bytes_up": tree.size_bytes(sent)})
                 self.updates += 1
                 yield reply
                 continue

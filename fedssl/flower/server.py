@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedssl import partition, payload, tree
+from fedssl.aggregation import spending
 from fedssl.baselines import central
 from fedssl.client import FitResult
 from fedssl.errors import ConfigError, ResumeError
@@ -30,6 +31,9 @@ from fedssl.model import layout_of, to_arrays
 from fedssl.monitor import Monitor
 from fedssl.participation.base import Attendance, Turn
 from fedssl.parts import Arrays, Share
+from fedssl.privacy import statement
+from fedssl.privacy.accountant import Release
+from fedssl.privacy.record_dp import RecordDP
 from fedssl.progress import Reporter
 from fedssl.provenance import manifest
 from fedssl.rundir import Checkpoint, RunDirectory, split_table
@@ -55,6 +59,7 @@ class _Run:
     state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
     aggregation: Server
     history: turns.History = field(default_factory=turns.History)  # of the merged model
+    spent: dict[int, Release] = field(default_factory=dict)  # of each client's examples, if the run is private
 
 
 def federate(
@@ -89,16 +94,17 @@ def federate(
             saved = tree.like(point.arrays, initial)
             done, now = point.round, {key: saved[key] for key in now}  # in order: Flower's FedAvgM counts on it
             strategy_state.give(strategy, *point.strategy)
-            run.aggregation.restore(*point.aggregation)
+            run.aggregation.restore(*point.aggregation, rundir.attempts(), done)
             run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
         run.history.models[done] = now
         run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
+        run.spent.update(statement.spent(rundir.rows("clients.jsonl")))
         _restore_clients(run, done)
         run.aggregation.announce(reporter, sum(initial[key].size for key in _merged(run)))
         reporter.begin(rundir.path.name, done, job.federation.rounds)
         try:
             for at in range(done + 1, job.federation.rounds + 1):
-                if not run.aggregation.spend(at, 1):
+                if not run.aggregation.affords(at, rundir.attempts().count(at) + 1):
                     reporter.say(f"round {at} would exceed the privacy budget: the run ends before it")
                     break
                 now = _round(run, strategy, at, now, initial)
@@ -125,6 +131,7 @@ def _open(
         rundir.write("split.json", table | described(job, data, parts))
         partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
         rundir.write("payload.json", payload.manifest(job, data, parts))
+        rundir.write("privacy.json", spending.whole(job.privacy, [], {}))
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
     parameters = layout_of(model, job.method.parts).parameters
@@ -172,14 +179,17 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     else:
         run.history.merges.append(at)
     row |= tally.means(("loss", "drift")) | run.aggregation.row
+    if isinstance(job.privacy, RecordDP):
+        run.spent.update(statement.spent(tally.rows))
+        row["epsilon"] = statement.running(list(run.spent.values()), job.privacy.delta)
+    if (spent := run.aggregation.epsilon) is not None:
+        row |= {"epsilon": spent, **({"record_epsilon": row["epsilon"]} if "epsilon" in row else {})}
     row |= turns.summary(attendance, at, asynchronous)
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
     lost = len(attendance.turns) - len(turn_of)  # they were sent the model, too
     row["bytes_down"] = tally.bytes_down + lost * job.compression.down_bytes(now, run.parameters)
     row["train_seconds"] = time.perf_counter() - started
     parts: list[dict[str, Any]] = []
-    if run.aggregation.ledger is not None and (measured or at == job.federation.rounds):
-        row["epsilon"] = run.aggregation.epsilon
     if watch is not None:
         measures, parts = run.monitor.close(watch, merged | _student(strategy), tally.rows)
         row |= measures
@@ -202,6 +212,8 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
     if not turn_of and run.aggregation.each:
         return None
     config = ConfigRecord({"job": job.text, "server-round": at, "made": run.history.made(at - 1)})
+    attempt = run.rundir.attempt(at) if job.privacy.private or not run.aggregation.each else 1
+    config["attempt"] = attempt
     if run.state_dir is not None:
         config["state-dir"] = str(run.state_dir)
         config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
@@ -211,7 +223,7 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
     for message in messages:
         turns.instruct(message, by_node[message.metadata.dst_node_id], at, run.history)
-    run.aggregation.open({key: now[key] for key in now if key in _merged(run)}, at, 1, turn_of)
+    run.aggregation.open({key: now[key] for key in now if key in _merged(run)}, at, attempt, turn_of)
     run.aggregation.instruct(messages, tally.partition_of)
     tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))
@@ -256,31 +268,19 @@ def _local_arrays(run: _Run, client: int) -> Arrays:
 
 def _checkpoint(run: _Run, strategy: Any, at: int, now: Arrays, clients: list[int]) -> None:
     if isinstance(run.grid, InProcessGrid):
-        for client in _changed_since_checkpoint(run, clients):
-            state = codec.ClientState.load(run.grid.context(run.nodes[client]))
-            if not state.empty:
-                state_files.write(run.rundir.clients, client, state)
+        state_files.take(run.grid, run.nodes, None if run.job.checkpoint_every > 1 else clients, run.rundir.clients)
     past = {version: model for version, model in run.history.models.items() if version != at}
-    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past, run.aggregation.saved()))
+    memory = run.aggregation.memory
+    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past, (memory.arrays, memory.numbers)))
     if isinstance(run.grid, InProcessGrid) and run.rundir.clients.exists():
         for client in clients:
             state_files.prune(run.rundir.clients, client, at)
 
 
-def _changed_since_checkpoint(run: _Run, clients: list[int]) -> list[int]:
-    """This round's clients, and with rarer checkpoints all that have taken part: their files may be older."""
-    if run.job.checkpoint_every == 1 or not isinstance(run.grid, InProcessGrid):
-        return clients
-    return sorted(node - 1 for node in run.grid.contexts)
-
-
 def _restore_clients(run: _Run, done: int) -> None:
     """Give the clients of this process the states they had at the checkpoint."""
     if isinstance(run.grid, InProcessGrid):
-        for path in sorted(run.rundir.clients.glob("*.safetensors")):
-            client, _, last = path.stem.partition("-")
-            if int(last) <= done:  # sorted, so a newer file of the same client comes later and wins
-                state_files.read(path).save(run.grid.context(run.nodes[int(client)]))
+        state_files.give(run.grid, run.nodes, run.rundir.clients, done)
     elif done and run.state_dir is None and (Share.local in run.shares.values() or run.job.compression.remembers):
         raise ResumeError(
             "this run keeps state on its clients, and this Flower runtime has forgotten them: "
@@ -308,6 +308,8 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
         spectra["central"] = evaluator.spectrum(whole)
         probes["central"] = evaluator.probe(whole)
         probes |= evaluator.without_encoder()
+    claim = spending.whole(job.privacy, list(run.spent.values()), run.aggregation.claim())
+    rundir.write("privacy.json", claim)
     rundir.write("probes.json", {"probes": probes, "spectra": spectra})
     mine = probes.pop("federated", {})
     summary = {
@@ -321,7 +323,7 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
             for key, value in values.items()
             if key.endswith("accuracy")
         },
-        "epsilon": run.aggregation.epsilon,
+        "epsilon": claim["epsilon"],
         "alarms": [asdict(alarm) for alarm in alarms],
         "seconds": float(sum(row["seconds"] for row in rows)),
         "final_seconds": time.perf_counter() - started,
@@ -330,8 +332,6 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
     }
     for key in ("knn_accuracy", "linear_accuracy", "random_encoder_linear_accuracy"):
         summary.setdefault(key, None)  # unlabelled data: nothing to measure them on
-    if declared := run.aggregation.declare():
-        rundir.write("privacy.json", {"client": declared})
     rundir.write("summary.json", summary)
     return summary
 

@@ -21,6 +21,8 @@ from scipy.optimize import brentq
 from fedssl.errors import ConfigError
 from fedssl.privacy.release import gaussian_epsilon
 
+FINE, FAST = 1e-4, 2e-3  # grids of privacy losses
+
 
 class Accountant(StrEnum):
     """How losses of many releases are added up."""
@@ -107,8 +109,14 @@ def epsilon(
     return compose([Release(noise_multiplier, sample_rate, steps)], delta, accountant)
 
 
-def compose(releases: Iterable[Release], delta: float, accountant: str = "pld") -> float:
-    """Epsilon, at this delta, of different releases of the same data; see `epsilon`."""
+def compose(releases: Iterable[Release], delta: float, accountant: str = "pld", grid: float = FINE) -> float:
+    """Epsilon, at this delta, of different releases of the same data; see `epsilon`.
+
+    Args:
+        releases: in any order; equal ones are added up.
+        delta, accountant: see `epsilon`.
+        grid: of privacy losses, for pld, which rounds up to it: `FINE`, or `FAST`, which says a little too much.
+    """
     if accountant not in list(Accountant):
         known = f"accountant={accountant!r} is no guarantee here: use {', '.join(Accountant)}"
         raise ConfigError(f"{known}{'; gdp claims too little' if accountant == 'gdp' else ''}")
@@ -127,7 +135,7 @@ def compose(releases: Iterable[Release], delta: float, accountant: str = "pld") 
         precision = sum(r.count / r.noise_multiplier**2 for r in found)
         return gaussian_epsilon(precision**-0.5, 1, delta)
     if accountant == Accountant.pld:
-        return _pld(found, delta)
+        return _pld(found, delta, grid)
     other = PRVAccountant() if accountant == Accountant.prv else RDPAccountant()
     other.history = [(r.noise_multiplier, r.sample_rate, r.count) for r in found]
     with warnings.catch_warnings():  # both warn of ranges that only make their answer larger
@@ -135,7 +143,7 @@ def compose(releases: Iterable[Release], delta: float, accountant: str = "pld") 
         return float(other.get_epsilon(delta))
 
 
-def _pld(releases: Iterable[Release], delta: float, grid: float = 1e-4) -> float:
+def _pld(releases: Iterable[Release], delta: float, grid: float) -> float:
     """By privacy loss distributions rounded up to a grid: a coarser one is faster, and says a little too much."""
     accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
     for release in releases:
@@ -174,7 +182,7 @@ def noise_multiplier(
         """How far above the target, in logarithms."""
         noise = math.exp(log_noise)
         if accountant == Accountant.pld and sample_rate < 1:
-            return math.log(_pld([Release(noise, sample_rate, steps)], delta, 2e-3) / target_epsilon)
+            return math.log(_pld([Release(noise, sample_rate, steps)], delta, FAST) / target_epsilon)
         return math.log(epsilon(noise, sample_rate, steps, delta, accountant) / target_epsilon)
 
     high = 0.0
@@ -191,3 +199,11 @@ def noise_multiplier(
     while excess(root, accountant) > 0:
         root += 5e-4
     return math.exp(root)
+
+
+def worst(releases: Iterable[Release], delta: float) -> Release | None:
+    """The release of the largest epsilon, each of a data set of its own; None if there are none.
+
+    Data sets that share no record compose in parallel. Renyi's accountant ranks them, because it is quick.
+    """
+    return max(releases, key=lambda r: compose([r], delta, "rdp"), default=None)

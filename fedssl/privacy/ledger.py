@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 
 from fedssl.errors import PrivacyError
-from fedssl.privacy.accountant import Release, compose
+from fedssl.privacy.accountant import FAST, Release, compose
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,14 @@ class Ledger:
 
     def epsilon(self, delta: float, accountant: str = "pld") -> float:
         """Of everything in it; 0 for an empty one."""
-        return _compose(tuple(entry.release for entry in self.entries), delta, accountant)
+        return compose([entry.release for entry in self.entries], delta, accountant)
 
     def affordable(self, entry: Entry, budget: float, delta: float) -> int:
         """How many of the entry's releases, from 0 to all, keep epsilon at or below the budget."""
 
         def fits(count: int) -> bool:
             more = Release(entry.noise_multiplier, entry.sample_rate, count)
-            return _compose((*(e.release for e in self.entries), more), delta, "pld") <= budget
+            return compose((*(e.release for e in self.entries), more), delta, grid=FAST) <= budget
 
         if fits(entry.count):
             return entry.count
@@ -107,13 +105,3 @@ class Ledger:
                 )
             entries.append(entry)
         return cls(tuple(entries))
-
-
-def worst(ledgers: Sequence[Ledger], delta: float) -> Ledger:
-    """The ledger with the largest epsilon: data sets that share no record compose in parallel; empty for none."""
-    return max(ledgers, key=lambda ledger: ledger.epsilon(delta), default=Ledger())
-
-
-@lru_cache(maxsize=4096)
-def _compose(releases: tuple[Release, ...], delta: float, accountant: str) -> float:
-    return compose(releases, delta, accountant)

@@ -28,9 +28,15 @@ def untold(words: Told) -> dict[str, Scalar]:
 
 
 def reply(
-    job: Job, config: Mapping[str, object], sender: Sender, trained: Arrays, received: Arrays, context: Context
+    job: Job,
+    config: Mapping[str, object],
+    sender: Sender,
+    trained: Arrays,
+    received: Arrays,
+    context: Context,
+    public: Mapping[str, float],
 ) -> RecordDict:
-    """The content of a reply: the update as the aggregation lets it go, and no metrics but who sends it.
+    """The content of a reply: the update as the aggregation lets it go, and hardly a number beside it.
 
     Args:
         job: what is run.
@@ -39,6 +45,7 @@ def reply(
         trained: the arrays that it has trained; those that it lacks count as unchanged.
         received: the values of all arrays that are asked for, as they came.
         context: of this client.
+        public: numbers that say nothing of its data: what decides the epsilon of its records.
     """
     change = {
         key: np.asarray(trained.get(key, value).astype(np.float64) - value.astype(np.float64))  # 0-d would be scalars
@@ -47,7 +54,7 @@ def reply(
     words = told(config)
     if STATE in context.state:
         words |= {f"own.{k}": v for k, v in context.state.config_records[STATE].items()}  # type: ignore[misc]
-    content = codec.reply(job.aggregation.send(change, words, sender), {"partition-id": sender.client})
+    content = codec.reply(job.aggregation.send(change, words, sender), {**public, "partition-id": sender.client})
     if isinstance(job.aggregation, Answering):
         context.state[STATE] = ConfigRecord(dict(job.aggregation.sent(words, sender)))
     return content

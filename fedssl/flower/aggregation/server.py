@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedssl import tree
+from fedssl.aggregation import spending
 from fedssl.aggregation.base import Memory, Occasion, Private, Session, Told
-from fedssl.errors import PrivacyError
 from fedssl.flower import codec
 from fedssl.flower.aggregation.clients import untold
 from fedssl.flower.rounds import exchange
@@ -21,13 +20,11 @@ from fedssl.job import Job
 from fedssl.model import Model
 from fedssl.norms import variance_keys
 from fedssl.parts import Arrays
+from fedssl.privacy import statement
+from fedssl.privacy.ledger import Ledger
 from fedssl.progress import Reporter
 
-if TYPE_CHECKING:
-    from fedssl.privacy.ledger import Ledger
-
 ASK = "query.aggregation"
-_LEDGER = "ledger"
 
 
 @dataclass
@@ -39,7 +36,7 @@ class Server:
     nodes: Mapping[int, int]  # client -> node id
     memory: Memory
     variances: frozenset[str] = frozenset()  # arrays that may not become negative
-    ledger: Ledger | None = None  # of the federation, if the aggregation claims an epsilon
+    ledger: Ledger = field(default_factory=Ledger)  # of the federation, if the aggregation claims an epsilon
     row: dict[str, float] = field(default_factory=dict)  # of the round that was finished last
     _session: Session | None = None
     _asked: Arrays = field(default_factory=dict)
@@ -56,12 +53,7 @@ class Server:
         """
         if job.aggregation.each:
             return cls(job, grid, nodes, Memory())
-        ledger = None
-        if isinstance(job.aggregation, Private):
-            from fedssl.privacy.ledger import Ledger  # here, because accountants take a second to import
-
-            ledger = Ledger()
-        return cls(job, grid, nodes, job.aggregation.begin(job.planned), variance_keys(model), ledger)
+        return cls(job, grid, nodes, job.aggregation.begin(job.planned), variance_keys(model))
 
     @property
     def each(self) -> bool:
@@ -73,60 +65,39 @@ class Server:
         """How many replies the strategy waits for: those that a round needs, or their one mean."""
         return self.job.federation.quorum if self.each else 1
 
-    def saved(self) -> tuple[Arrays, dict[str, Any]]:
-        """What a checkpoint keeps."""
-        spent = {} if self.ledger is None else {_LEDGER: self.ledger.text()}
-        return self.memory.arrays, {**self.memory.numbers, **spent}
-
-    def restore(self, arrays: Arrays, numbers: Mapping[str, Any]) -> None:
+    def restore(self, arrays: Arrays, numbers: Mapping[str, float], attempts: Iterable[int], done: int) -> None:
         """Go on where a checkpoint stands.
 
-        Raises:
-            PrivacyError: its ledger was changed.
+        Args:
+            arrays: of the memory.
+            numbers: of the memory.
+            attempts: the rounds that have begun, in order, whatever became of them.
+            done: the round of the checkpoint.
         """
-        own = {key: value for key, value in numbers.items() if key != _LEDGER}
-        if arrays or own:
-            self.memory = Memory(arrays, own)
-        if self.ledger is not None:
-            self.ledger = type(self.ledger).read(numbers.get(_LEDGER, ""))
+        self.memory = Memory(arrays, numbers)
+        if (private := self._private) is not None:
+            self.ledger = spending.replayed(private, self.job.planned, attempts, done)
 
-    def spend(self, at: int, attempt: int) -> bool:
-        """Write a round into the ledger before its clients are asked; False if it would exceed the budget.
+    def affords(self, at: int, attempt: int) -> bool:
+        """Whether a round stays within the budget."""
+        private = self._private
+        return private is None or spending.fits(private, self.job.planned, self.ledger, at, attempt)
 
-        Raises:
-            PrivacyError: already the first round would.
-        """
-        private, plan = self.job.aggregation, self.job.planned
-        if self.ledger is None or not isinstance(private, Private):
-            return True
-        entry, (budget, delta) = private.entry(plan, at, attempt), private.budget(plan)
-        if not entry.count:
-            return True
-        # Each planned round once is what the noise was solved for, so that only repeated ones can be too many.
-        again = any(old.attempt > 1 for old in (*self.ledger.entries, entry))
-        if again and math.isfinite(budget) and self.ledger.affordable(entry, budget, delta) < entry.count:
-            if at == 1:
-                raise PrivacyError(f"round 1 would exceed aggregation.target_epsilon={budget:g}: start a new run")
-            return False
-        self.ledger = self.ledger.spend(entry)
-        return True
+    @property
+    def _private(self) -> Private | None:
+        private = self.job.aggregation
+        return private if isinstance(private, Private) else None
 
     @property
     def epsilon(self) -> float | None:
-        """What has been spent, at the declared delta; None where nothing is claimed."""
-        private = self.job.aggregation
-        if self.ledger is None or not isinstance(private, Private):
+        """What has been spent, quickly and a little too large; None where nothing is claimed or spent."""
+        if self._private is None:
             return None
-        return self.ledger.epsilon(private.budget(self.job.planned)[1])
+        return statement.running(spending.total(self.ledger), self._private.budget(self.job.planned)[1])
 
-    def declare(self) -> dict[str, Any]:
+    def claim(self) -> dict[str, Any]:
         """The content of `privacy.json`; empty where nothing is claimed."""
-        private = self.job.aggregation
-        if self.ledger is None or not isinstance(private, Private):
-            return {}
-        from fedssl.aggregation.statement import statement
-
-        return dict(statement(private, self.job.planned, self.ledger))
+        return {} if self._private is None else spending.claim(self._private, self.job.planned, self.ledger)
 
     def announce(self, reporter: Reporter, size: int) -> None:
         """Say what is switched off because the server shall not see it, and how long the noise is.
@@ -135,8 +106,8 @@ class Server:
             reporter: says it.
             size: numbers in an update.
         """
-        if isinstance(self.job.aggregation, Private):
-            for sentence in self.job.aggregation.remarks(self.job.planned, size):
+        if self._private is not None:
+            for sentence in self._private.remarks(self.job.planned, size):
                 reporter.say(sentence)
         if not self.each and self.job.evaluate.clients:
             reporter.say(
@@ -154,6 +125,8 @@ class Server:
             clients: whose updates are awaited.
         """
         self.row = {}
+        if (private := self._private) is not None:
+            self.ledger = spending.spend(private, self.job.planned, self.ledger, at, attempt)
         if not self.each:
             self._asked = asked
             lost = [turn.client for turn in self.job.attendance(at).turns if turn.lost] if clients else ()

@@ -27,6 +27,7 @@ from fedssl.aggregation.noise import Noise
 from fedssl.aggregation.sampling import most_turns, sampling_of
 from fedssl.parts import Arrays
 from fedssl.privacy.ledger import Entry
+from fedssl.privacy.statement import Declared
 from fedssl.tree import ExactMean
 
 SPREAD = "spread"  # told to a client: standard deviation of its noise
@@ -105,15 +106,17 @@ class LocalDP:
         count = most[at] - most[at - 1] if attempt == 1 else 1
         return Entry(at, attempt, "changes of a client", self.multiplier(plan), 1.0, count)
 
-    def budget(self, plan: Planned) -> tuple[float, float]:
+    def budget(self, plan: Planned) -> tuple[float | None, float]:
         """The target, if there is one."""
-        return self.target_epsilon or math.inf, claims.delta_of(self.delta, plan.clients)
+        return self.target_epsilon, claims.delta_of(self.delta, plan.clients)
 
-    def declaration(self, plan: Planned) -> Mapping[str, object]:
+    def declaration(self, plan: Planned) -> Declared:
         """See `Private`."""
         turns = f"turns known beforehand, at most {most_turns(plan)[-1]} of a client; no amplification"
         adversary = "the server and everybody who sees the clients' messages"
-        return claims.declare(adversary, "replace_one", turns, "every client's noised change", self.secure)
+        return claims.declare(
+            adversary, "replace_one", turns, "every client's noised change", self.secure, self.budget(plan)
+        )
 
     def remarks(self, plan: Planned, size: int) -> Sequence[str]:
         """How much longer the noise is than what it hides."""

@@ -28,6 +28,7 @@ from fedssl.aggregation.sampling import sampling_of
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.parts import Arrays
 from fedssl.privacy.ledger import Entry
+from fedssl.privacy.statement import Declared
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,18 @@ class FTRL:
             return Entry(at, attempt, "a round again", multiplier * self.sensitivity(plan), 1.0, 1)
         return Entry(at, attempt, "the whole run", multiplier, 1.0, 1 if at == 1 else 0)
 
-    def budget(self, plan: Planned) -> tuple[float, float]:
+    def budget(self, plan: Planned) -> tuple[float | None, float]:
         """The target, if there is one."""
-        return self.target_epsilon or math.inf, claims.delta_of(self.delta, plan.clients)
+        return self.target_epsilon, claims.delta_of(self.delta, plan.clients)
 
-    def declaration(self, plan: Planned) -> Mapping[str, object]:
+    def declaration(self, plan: Planned) -> Declared:
         """See `Private`."""
         sampling = sampling_of(plan)
         words = f"turns at least {sampling.separation} rounds apart; nothing is sampled"
         adversary = "everybody who sees the released models, and who takes part when; the server is trusted"
-        return claims.declare(adversary, "zero_out", words, "the mean changes with banded noise", self.secure)
+        return claims.declare(
+            adversary, "zero_out", words, "the mean changes with banded noise", self.secure, self.budget(plan)
+        )
 
     def remarks(self, plan: Planned, size: int) -> Sequence[str]:
         """How long the noise is."""

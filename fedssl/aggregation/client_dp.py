@@ -29,6 +29,7 @@ from fedssl.errors import ConfigError, PrivacyError
 from fedssl.parts import Arrays
 from fedssl.privacy.accountant import noise_multiplier
 from fedssl.privacy.ledger import Entry
+from fedssl.privacy.statement import Declared
 
 CLIP = "clip_norm"  # in the memory and in what clients are told
 BELOW = "aggregation.below"  # in an update: 1 if it was not clipped, else 0
@@ -153,11 +154,11 @@ class ClientDP:
         again = sampling.sampler == "cohorts" and (at - 1) % sampling.separation and attempt == 1
         return Entry(at, attempt, "mean of clients", self.multiplier(plan), sampling.rate, 0 if again else 1)
 
-    def budget(self, plan: Planned) -> tuple[float, float]:
+    def budget(self, plan: Planned) -> tuple[float | None, float]:
         """The target, if there is one."""
-        return self.target_epsilon or math.inf, claims.delta_of(self.delta, plan.clients)
+        return self.target_epsilon, claims.delta_of(self.delta, plan.clients)
 
-    def declaration(self, plan: Planned) -> Mapping[str, object]:
+    def declaration(self, plan: Planned) -> Declared:
         """See `Private`."""
         sampling = sampling_of(plan)
         words = {
@@ -167,7 +168,9 @@ class ClientDP:
         }
         released = "the noised mean of clipped changes" + ("" if self.quantile is None else ", and the clip norms")
         adversary = "everybody who sees the released models; the server is trusted"
-        return claims.declare(adversary, sampling.relation, words[sampling.sampler], released, self.secure)
+        return claims.declare(
+            adversary, sampling.relation, words[sampling.sampler], released, self.secure, self.budget(plan)
+        )
 
     def remarks(self, plan: Planned, size: int) -> Sequence[str]:
         """How long the noise is."""
