@@ -23,11 +23,11 @@ from fedssl.flower.in_process import InProcessGrid
 from fedssl.participation.buffered import Buffered
 from fedssl.participation.synchronous import Synchronous
 from fedssl.parts import Arrays
+from fedssl.privacy.clients.secure import Secure
+from fedssl.privacy.clients.secure_dp import SecureDP
 from fedssl.privacy.release import gaussian_epsilon
 from fedssl.privacy.secagg import accounting
 from fedssl.privacy.secagg.hidden import VECTOR, Hidden
-from fedssl.privacy.secure import Secure
-from fedssl.privacy.secure_dp import SecureDP
 
 Compose = Callable[..., Plan]
 CLIENTS = 5
@@ -316,7 +316,7 @@ def test_noise_in_a_run_and_its_epsilon(plan: Compose) -> None:
     mechanism = SecureDP(noise_multiplier=0.5).mechanism(3, size)
     assert row["epsilon"] == gaussian_epsilon(0.5, 1, 1e-5) == run.read("summary.json")["epsilon"]
     assert row["epsilon"] < accounting.epsilon(mechanism.rho, 1e-5) < 1.2 * row["epsilon"]
-    declared = run.read("privacy.json")["client"]
+    declared = run.read("privacy.json")
     assert declared["unit"] == "client"
     assert any("whoever knows the seed" in words for words in declared["not_covered"])
     # Nothing was learnt, so what is there is the noise of three clients, divided by three.

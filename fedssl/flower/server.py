@@ -137,7 +137,7 @@ def _open(
     parameters = layout_of(model, job.method.parts).parameters
     monitor = Monitor(evaluator, parts, job.tree["method"], rundir.rows("collapse.jsonl"))
     about = (grid, job, rundir, reporter, evaluator, monitor, data, device, shares, parameters, nodes, state_dir)
-    return _Run(*about, Server.begin(job, grid, nodes, model)), point, to_arrays(model)
+    return _Run(*about, Server.begin(job, grid, nodes, model, rundir.secret)), point, to_arrays(model)
 
 
 def _student(strategy: Any) -> Arrays:
@@ -150,7 +150,7 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     started = time.perf_counter()
     job = run.job
     measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
-    attendance, asynchronous = job.attendance(at), job.participation.max_staleness > 0
+    attendance, asynchronous = run.aggregation.attendance(at), job.participation.max_staleness > 0
     if len(attendance.turns) < job.federation.quorum:
         attendance = Attendance(())  # nobody is asked
     turn_of = {turn.client: turn for turn in attendance.arriving}

@@ -38,6 +38,7 @@ class Hidden(ABC):
     bits: int = 32
     each: ClassVar[bool] = False
     private_uploads: ClassVar[bool] = False  # one vector alone says nothing, yet a sum may say all
+    secret_cohorts: ClassVar[bool] = False  # clients exchange keys, so they know each other
 
     def __post_init__(self) -> None:
         if not 0.5 < self.threshold <= 1:

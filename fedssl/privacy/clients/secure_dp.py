@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,15 +12,21 @@ import numpy as np
 from fedssl.aggregation import claims
 from fedssl.aggregation.base import Planned, Sender
 from fedssl.errors import ConfigError, PrivacyError
+from fedssl.privacy.clients.secure import rounding
 from fedssl.privacy.ledger import Entry
 from fedssl.privacy.secagg import accounting
 from fedssl.privacy.secagg.chacha import Stream
 from fedssl.privacy.secagg.fixed_point import FixedPoint
 from fedssl.privacy.secagg.hidden import Hidden
 from fedssl.privacy.secagg.noisy import Noisy
-from fedssl.privacy.secure import rounding
+from fedssl.privacy.statement import Declared
 
 _CLOSE = 1e-5  # of delta: how far the noise may be from a Gaussian, by which it is accounted for
+_NOT_COVERED = (
+    "a server that does not follow the protocol, or that invents clients",
+    "clients that tell the server their noise: the rest of the clients have less together",
+    f"{_CLOSE:g} (1 + e^epsilon) of delta, by which the discrete noise may differ from a Gaussian",
+)
 
 
 @dataclass(frozen=True)
@@ -84,24 +90,21 @@ class SecureDP(Hidden):
         count = 1 if plan.participation.plan(plan.clients, at, plan.seed).arriving else 0
         return Entry(at, attempt, "sum of updates", self.noise_multiplier, 1.0, count)
 
-    def budget(self, plan: Planned) -> tuple[float, float]:
+    def budget(self, plan: Planned) -> tuple[float | None, float]:
         """No limit, and the delta."""
-        return math.inf, self.delta
+        return None, self.delta
 
-    def declaration(self, plan: Planned) -> Mapping[str, object]:
+    def declaration(self, plan: Planned) -> Declared:
         """See `Private`."""
-        return claims.declare(
-            "the server, honest but curious, alone or with clients that drop out; and all who see the model",
-            "one client's update is replaced by zeros; who takes part is known",
-            "none: no amplification is claimed",
+        claimed = claims.declare(
+            "the server, which follows the protocol, and all who see the model",
+            "zero_out",
+            "every sum sees all of a round's clients: no amplification is claimed",
             "the sum of each round's clipped updates with discrete Gaussian noise, by secure aggregation",
             self.secure,
-            (
-                "a server that does not follow the protocol, or that invents clients",
-                "clients that collude with the server: their noise is known to it, so the noise is less",
-                f"delta by up to {_CLOSE:g} (1 + e^epsilon) of itself, by which the noise is no Gaussian",
-            ),
+            self.budget(plan),
         )
+        return replace(claimed, public=(*claimed.public, *_NOT_COVERED))
 
     def remarks(self, plan: Planned, size: int) -> Sequence[str]:
         """How long the noise is, and what is proved of the discrete noise itself."""
