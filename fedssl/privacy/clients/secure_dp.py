@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 
 from fedssl.aggregation import claims
 from fedssl.aggregation.base import Planned, Sender
-from fedssl.errors import ConfigError, PrivacyError
+from fedssl.errors import ConfigError
 from fedssl.privacy.clients.secure import rounding
 from fedssl.privacy.ledger import Entry
 from fedssl.privacy.secagg import accounting
@@ -49,6 +50,7 @@ class SecureDP(Hidden):
     noise_multiplier: float = 1.0
     delta: float = 1e-5
     secure: bool = False
+    counters: ClassVar[bool] = False  # noise would make them worthless
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,19 +73,6 @@ class SecureDP(Hidden):
         """Clipped, rounded, with this client's share of the noise."""
         stream = Stream.from_system() if self.secure else rounding(sender)
         return self.mechanism(clients, values.size).encode(values, stream)
-
-    def check(self, asked: Mapping[str, np.ndarray]) -> None:
-        """Refuse whole numbers.
-
-        Raises:
-            PrivacyError: for the first array of them.
-        """
-        whole = [key for key, value in sorted(asked.items()) if not np.issubdtype(value.dtype, np.floating)]
-        if whole:
-            raise PrivacyError(
-                f"{whole[0]!r} counts in whole numbers, which noise makes worthless: use encoder.norm=group and "
-                "method.norm=layer, or keep that part local"
-            )
 
     def entry(self, plan: Planned, at: int, attempt: int) -> Entry:
         """A Gaussian sum without sampling: the server knows who takes part."""

@@ -38,6 +38,7 @@ class Hidden(ABC):
     bits: int = 32
     each: ClassVar[bool] = False
     private_uploads: ClassVar[bool] = False  # one vector alone says nothing, yet a sum may say all
+    counters: ClassVar[bool]  # whether whole numbers are averaged; else the server keeps its own
     secret_cohorts: ClassVar[bool] = False  # clients exchange keys, so they know each other
 
     def __post_init__(self) -> None:
@@ -56,14 +57,6 @@ class Hidden(ABC):
     @abstractmethod
     def encode(self, values: np.ndarray, clients: int, sender: Sender) -> np.ndarray:
         """(d,) uint32 or uint64: a client's change in float64 as residues of that grid."""
-
-    @abstractmethod
-    def check(self, asked: Mapping[str, np.ndarray]) -> None:
-        """Refuse arrays that cannot be sent so.
-
-        Raises:
-            PrivacyError: for the first of them.
-        """
 
     def fewest(self, clients: int) -> int:
         """How many of so many clients must survive.
@@ -111,7 +104,8 @@ class Hidden(ABC):
         keys, whole = sorted(change), str(told["whole"]).split("\n")
         step = self.grid(clients, sum(value.size for value in change.values())).step
         # Whole numbers count in steps, so they arrive exactly.
-        values = [change[key].ravel() * (step if key in whole else 1.0) for key in keys]
+        scale = dict.fromkeys(whole, step if self.counters else 0.0)
+        values = [change[key].ravel() * scale.get(key, 1.0) for key in keys]
         residues = self.encode(np.concatenate(values), clients, sender)
         return {VECTOR: conversation.mask(residues, told, sender.client)}
 
@@ -127,7 +121,6 @@ class Hidden(ABC):
         """On the server: let the clients exchange keys and shares.
 
         Raises:
-            PrivacyError: these arrays cannot be sent so.
             ProtocolError: fewer clients than the threshold answer.
         """
         if not occasion.clients:
@@ -135,7 +128,6 @@ class Hidden(ABC):
         clients = sorted({*occasion.clients, *occasion.lost})
         # A repeated round is another session all the same.
         name = f"{plan.seed} {occasion.round} {occasion.attempt} ".encode() + os.urandom(16)
-        self.check(asked)
         new = _Round(self, asked, Agreed(name, self.fewest(len(clients))), clients, ask)
         new.exchange()
         return new
@@ -231,9 +223,10 @@ class _Round:
         plain = collector.unmask(self.agreed, self.roster, self.letters.keys(), self.total, self.survivors, reveals)
         grid = self.options.grid(len(self.clients), self.size)
         mean, change, place = grid.mean(plain, len(self.survivors)), {}, 0
+        counted = 1 / grid.step if self.options.counters else 0.0
         for key in sorted(self.asked):
             value = self.asked[key]
             part = mean[place : place + value.size].reshape(value.shape)
-            change[key] = part if np.issubdtype(value.dtype, np.floating) else part / grid.step
+            change[key] = part if np.issubdtype(value.dtype, np.floating) else part * counted
             place += value.size
         return Outcome(change, Memory())
