@@ -330,6 +330,7 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
 PRIVATE = ("federation.clients=4", "participation=cohorts", "participation.groups=2", "federation.rounds=3")
 DELTA = {"client_dp": ("aggregation.delta=0.01",), "local_dp": ("aggregation.delta=0.01",)}
 DELTA["ftrl"] = ("aggregation.delta=0.01", "aggregation.band=2")
+DELTA["secure_dp"] = ("aggregation.delta=0.01",)
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedema"])

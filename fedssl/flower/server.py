@@ -216,8 +216,8 @@ def _merge(
     elif not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
-    first = list(islice(replies, job.federation.quorum))  # before the strategy, whose state merging may change
-    if len(first) < job.federation.quorum:
+    first = list(islice(replies, run.aggregation.quorum))  # before the strategy, whose state merging may change
+    if len(first) < run.aggregation.quorum:
         return None
     record, _ = strategy.aggregate_train(at, chain(first, replies))
     if record is None:
