@@ -84,6 +84,8 @@ def one_run(
 ) -> float:
     """A lower bound of epsilon from one run with many Dirac canaries, each there by a fair coin of its own.
 
+    A canary that is absent leaves a record with a gradient of zero in its place: how many records there are is public.
+
     Args:
         mechanism: called once a step with the gradients of all records that are there; sampling is its own affair.
         canaries: m; 1000 catch a factor of three in epsilon, 30 a mechanism without noise.
@@ -96,7 +98,7 @@ def one_run(
     dim = canaries if company is None else company.shape[1]
     records = dirac(canaries, dim, length)
     included = seeds.stream(seed, "audit", "coins").random(canaries) < 0.5
-    there = records[torch.from_numpy(included)]
+    there = records * torch.from_numpy(included)[:, None]
     there = there if company is None else torch.cat((there, company.to(there)))
     noise = seeds.stream(seed, "audit", "noise")
     total = torch.zeros(dim, dtype=torch.float64)

@@ -1,0 +1,152 @@
+"""A finished run as an attacker's target: its model, the examples it was trained on, and others like them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedssl import seeds
+from fedssl.config import Plan
+from fedssl.datasets.base import Shard
+from fedssl.errors import ConfigError
+from fedssl.export import load_encoder
+from fedssl.model import derive, load_arrays, tensors, to_arrays
+from fedssl.partition import Indices
+from fedssl.partition.draws import owner_of
+from fedssl.parts import Arrays, Share, part_of
+from fedssl.privacy.audit.membership import Attacked, statistics
+from fedssl.rundir import RunDirectory
+from fedssl.setup import build_model, data_of, device_of, public_of, shares_of, untrained
+from fedssl.shards import as_dealt, as_held, parts_of
+
+DELTA = 1e-5  # where a run claims no epsilon, and so no delta
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a run's accountant says; without an epsilon it says nothing."""
+
+    epsilon: float | None
+    delta: float = DELTA
+    unit: str = "record"
+    relation: str = "add_remove"
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> Claim:
+        """Read from privacy.json, if there is one.
+
+        Raises:
+            ResumeError: it is damaged.
+        """
+        if not (run.path / "privacy.json").exists():
+            return cls(None)
+        told = run.read("privacy.json")
+        epsilon = told.get("epsilon")
+        return cls(
+            None if epsilon is None else float(epsilon),
+            float(told.get("delta") or DELTA),
+            str(told.get("unit", cls.unit)),
+            str(told.get("relation", cls.relation)),
+        )
+
+    def contradicted_by(self, epsilon: float) -> bool:
+        """Whether a lower bound is above what was claimed."""
+        return self.epsilon is not None and epsilon > self.epsilon
+
+
+class Run:
+    """What an audit reads of a finished run.
+
+    Args:
+        path: the run directory.
+        examples: members and others, at most so many each.
+        seed: draws them.
+
+    Raises:
+        ResumeError: no run, or one that has not ended.
+        ConfigError: its clients hold a part of each example only, or there is no test set to compare with.
+    """
+
+    def __init__(self, run: RunDirectory, examples: int, seed: int) -> None:
+        self.rundir, self.seed = run, seed
+        self.plan = Plan.of(run.config())
+        run.read("summary.json")  # refuses a run that has not ended
+        self.job = self.plan.job
+        torch.set_num_threads(self.job.threads)
+        self.device = device_of(self.job)
+        self.data = data_of(self.job, self.device)
+        self.claim = Claim.of(run)
+        if any(untrained(self.data, c, self._names) for c in range(self.job.federation.clients)):
+            raise ConfigError(
+                "some clients of this run hold one modality of each example, so that members and others would differ "
+                "in more than membership: audit a run whose clients hold both"
+            )
+        rng = seeds.stream(seed, "audit", "examples")
+        held = np.concatenate([self.parts[client] for client in self.participants])
+        self.members = np.sort(rng.permutation(held)[:examples])
+        self.others = np.sort(rng.permutation(len(self.data.test))[:examples])
+        self._eyes = rng.choice(owner_of(self.parts), len(self.data.test))
+
+    @cached_property
+    def parts(self) -> list[Indices]:
+        """The clients' rows of the training set."""
+        return parts_of(self.job, self.device)
+
+    @cached_property
+    def participants(self) -> dict[int, int]:
+        """Client -> how many of its updates were merged; clients without one are left out."""
+        turns: dict[int, int] = {}
+        for at in range(1, self.job.federation.rounds + 1):
+            for turn in self.job.attendance(at).arriving:
+                turns[turn.client] = turns.get(turn.client, 0) + 1
+        return turns
+
+    @property
+    def classes(self) -> tuple[Any, Any]:
+        """Labels of members and others, or None: many data sets were divided class by class."""
+        train, test = self.data.train.targets, self.data.test.targets
+        return (None, None) if train is None or test is None else (train[self.members], test[self.others])
+
+    def statistics(self, run: RunDirectory | None = None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Of members and others, under this run's model or that of a shadow run: see `membership.statistics`."""
+        attacked = self._attacked(self.rundir if run is None else run)
+        inside = Shard.of(as_held(self.job, self.device), self.members)
+        outside = Shard.of(as_dealt(self.job, self.device, self._eyes), self.others)
+        return statistics(attacked, inside, "members"), statistics(attacked, outside, "others")
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [name for name, _ in tensors(build_model(self.job, self.data.train.shape))]
+
+    def _attacked(self, run: RunDirectory) -> Attacked:
+        model = build_model(self.job, self.data.train.shape)
+        arrays = _released(run)
+        load_arrays(model, {key: value for key, value in arrays.items() if key in set(self._names)})
+        shares = shares_of(self.job, model)
+        derived = [key for key, share in shares.items() if share is Share.derived]
+        derive(model, self.job.method.parts, derived)
+        lacking = {part_of(key) for key in self._names if key not in arrays and key not in derived}
+        for part in self.job.method.parts:  # a copy of what is not known is not known either
+            if set(part.follows) & lacking and f"{part.name}." in "".join(derived):
+                lacking.add(part.name)
+        known = frozenset(model.keys()) - lacking | {"encoder"}
+        return Attacked(
+            self.job.method,
+            model.to(self.device),
+            self.job.data.augment,
+            known,
+            public_of(self.job, self.device) if self.job.method.reads_public else None,
+            seed=self.seed,
+        )
+
+
+def _released(run: RunDirectory) -> Arrays:
+    """The arrays that left the federation: the last merged model, or at least the encoder."""
+    encoder = {f"encoder.{key}": value for key, value in to_arrays(load_encoder(run.path).network).items()}
+    point = run.latest()
+    return encoder if point is None else {**encoder, **point.arrays}

@@ -1,0 +1,202 @@
+"""`fedssl audit RUN`: membership inference and canaries against a finished run, held against what it claims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedssl.charts import Line, Panel, chart
+from fedssl.errors import ConfigError
+from fedssl.figures import save
+from fedssl.privacy.audit.attacks import CONFIDENCE, Finding, attacks, finding, paired_bound
+from fedssl.privacy.audit.mechanism import one_run, through
+from fedssl.privacy.audit.roc import curve
+from fedssl.rundir import RunDirectory
+from simulations.audits import inversion_demo, shadow_runs
+from simulations.audits.target import Claim, Run
+
+_POINTS = 200  # of a curve that is drawn
+_CANARY = 1e3  # length of a canary's gradient, far above any clipping norm
+USAGE = "fedssl audit runs/NAME [--examples 1000] [--seed 0] [--shadows 8] [--inversion 2]"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for."""
+
+    run: Path
+    examples: int = 1000
+    seed: int = 0
+    shadows: int = 0
+    inversion: int = 0
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> Options:
+        """Read the words after `fedssl audit`.
+
+        Raises:
+            ConfigError: not exactly one run, or an unknown or bad option.
+        """
+        rest, numbers = list(arguments), {}
+        for name in ("examples", "seed", "shadows", "inversion"):
+            if f"--{name}" not in rest:
+                continue
+            at = rest.index(f"--{name}")
+            word = rest[at + 1] if at + 1 < len(rest) else ""
+            if not (word.isascii() and word.isdigit()):
+                raise ConfigError(f"--{name} needs a whole number and got {word or 'nothing'}: {USAGE}")
+            numbers[name] = int(word)
+            del rest[at : at + 2]
+        if len(rest) != 1 or rest[0].startswith("-"):
+            raise ConfigError(f"audit takes exactly one run directory and its options: {USAGE}")
+        if numbers.get("examples", 8) < 8:
+            raise ConfigError(f"--examples {numbers['examples']} is too few to attack: give at least 8, better 1000")
+        return cls(Path(rest[0]), **numbers)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A lower bound held against the claim that it is about."""
+
+    name: str
+    epsilon: float
+    claim: Claim
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the bound is above the claim."""
+        return self.claim.contradicted_by(self.epsilon)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Audit a run; writes audit.json and figures/audit into it, and prints the table.
+
+    Returns:
+        1 where a lower bound contradicts what the run claims, else 0.
+
+    Raises:
+        ConfigError: bad options, or a run that cannot be audited.
+        ResumeError: no run, or one that has not ended.
+    """
+    options = Options.of(arguments)
+    target = Run(RunDirectory(options.run), options.examples, options.seed)
+    shadows = shadow_runs.train(target, options.shadows) if options.shadows else []
+    own = target.statistics()
+    tried = list(attacks(*own, seed=options.seed))
+    joint = 1 - (1 - CONFIDENCE) / (len(tried) + 2 * bool(shadows) + _has_canaries(target))
+    scores = {attack.name: (attack.members, attack.others) for attack in tried}
+    about_shadows: list[tuple[Finding, Claim]] = []
+    if shadows:
+        on_run, on_shadows, both, claim = shadow_runs.attack(target, shadows, own, joint)
+        tried.append(on_run)
+        scores |= {on_run.name: (on_run.members, on_run.others), on_shadows.name: both}
+        about_shadows.append((on_shadows, claim))
+    replaced = target.claim.relation != "replace_one"
+    found = []
+    for attack in tried:
+        bound = paired_bound(
+            attack,
+            delta=target.claim.delta,
+            confidence=joint,
+            classes=target.classes,
+            seed=options.seed,
+            replaced=replaced,
+        )
+        found.append(finding(attack, bound, seed=options.seed))
+    judged = [(each, target.claim) for each in found] + about_shadows
+    verdicts = [Verdict(each.name, each.epsilon, claim) for each, claim in judged]
+    if _has_canaries(target):
+        verdicts.append(Verdict("gradient canaries", _canaries(target, joint), target.claim))
+    out: dict[str, Any] = {
+        "claim": asdict(target.claim),
+        "confidence": CONFIDENCE,
+        "delta": target.claim.delta,
+        "attacks": [asdict(each) for each, _ in judged],
+        "bounds": [{**asdict(verdict), "contradicts": verdict.contradicts} for verdict in verdicts],
+        "contradicted": any(verdict.contradicts for verdict in verdicts),
+    }
+    if options.inversion:
+        shown = inversion_demo.demonstrate(target, options.inversion)
+        out["inversion"] = {
+            "batch": options.inversion,
+            "similarity": shown.similarity,
+            "psnr_db": shown.psnr,
+            "psnr_random_db": shown.psnr_random,
+        }
+    target.rundir.write("audit.json", out)
+    save(_figure(scores), target.rundir.path / "figures" / "audit")
+    _show(target, [each for each, _ in judged], verdicts, out.get("inversion"))
+    return int(bool(out["contradicted"]))
+
+
+def _has_canaries(target: Run) -> bool:
+    """Whether the code that made the gradients claims something, for single records."""
+    return target.claim.epsilon is not None and target.claim.unit == "record"
+
+
+def _canaries(target: Run, confidence: float) -> float:
+    """One run of the gradients' code with canaries for the records of the client that took part most often."""
+    job = target.job
+    client = max(target.participants, key=lambda each: (target.participants[each], len(target.parts[each]), -each))
+    return one_run(
+        through(job.gradient, batch_size=job.local.batch_size, epochs=job.local.epochs),
+        canaries=len(target.parts[client]),
+        length=_CANARY,
+        seed=target.seed,
+        delta=target.claim.delta,
+        confidence=confidence,
+        steps=target.participants[client],
+    )
+
+
+def _figure(scores: dict[str, tuple[Any, Any]]) -> Any:
+    lines = {name: _line(*groups) for name, groups in scores.items()}
+    low = min(1 / max(len(members), len(others)) for members, others in scores.values())
+    chance = np.geomspace(low, 1, 20)
+    lines["chance"] = Line(chance.tolist(), chance.tolist())
+    return chart([Panel("false-positive rate", "true-positive rate", lines, log_x=True, log_y=True)])
+
+
+def _line(members: Any, others: Any) -> Line:
+    """The part of a curve that logarithmic axes can show, in few points."""
+    fpr, tpr = curve(members, others)
+    shown = np.flatnonzero((fpr > 0) & (tpr > 0))
+    places = np.unique(np.searchsorted(fpr[shown], np.geomspace(fpr[shown[0]], 1, _POINTS)).clip(0, len(shown) - 1))
+    return Line(fpr[shown][places].tolist(), tpr[shown][places].tolist())
+
+
+def _show(target: Run, found: Sequence[Finding], verdicts: Sequence[Verdict], inversion: Any) -> None:
+    print(f"{'attack':28}{'AUC':>7}{'':14}{'TPR at 1 %':>12}{'at 0.1 %':>10}{'epsilon >=':>12}")
+    for each in found:
+        interval = f"[{each.auc.low:.3f}, {each.auc.high:.3f}]"
+        rates = f"{100 * each.tpr_1.value:10.1f} %{100 * each.tpr_01.value:8.1f} %"
+        print(f"{each.name:28}{each.auc.value:7.3f} {interval:13}{rates:>22}{each.epsilon:12.2f}")
+    for verdict in verdicts[len(found) :]:
+        print(f"{verdict.name:83}{verdict.epsilon:10.2f}")
+    if found:
+        print(
+            f"{found[0].members} members and {found[0].others} others; intervals and bounds at 95 %, unit: one record"
+        )
+    if inversion:
+        print(
+            f"gradient inversion of {inversion['batch']} examples: {inversion['psnr_db']:.1f} dB to the records, "
+            f"{inversion['psnr_random_db']:.1f} dB to others (a demonstration, no bound)"
+        )
+    if target.claim.epsilon is None:
+        print("the run claims no epsilon, so nothing can be contradicted")
+    for verdict in verdicts:
+        if verdict.contradicts:
+            print(
+                f"CONTRADICTED: {verdict.name} shows epsilon >= {verdict.epsilon:.2f}, "
+                f"the claim is {verdict.claim.epsilon:.2f} at delta={verdict.claim.delta:g}"
+            )
+    if target.claim.epsilon is not None and not any(verdict.contradicts for verdict in verdicts):
+        print(
+            f"no attack contradicts epsilon={target.claim.epsilon:.2f} at delta={target.claim.delta:g}; "
+            "that is no proof of it"
+        )
+    print(f"figure: {target.rundir.path / 'figures' / 'audit.png'}")
