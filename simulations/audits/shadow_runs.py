@@ -26,10 +26,10 @@ def train(target: Run, count: int) -> list[RunDirectory]:
     """Run or resume so many shadow runs, in the folder `shadows` of the run.
 
     Raises:
-        ConfigError: fewer than two, or a client of which a half may be empty.
+        ConfigError: fewer than three, or a client of which a half may be empty.
     """
-    if count < 2:
-        raise ConfigError(f"--shadows {count} is too few to compare with: give at least 2, better 8 or 16")
+    if count < 3:
+        raise ConfigError(f"--shadows {count} is too few to compare each with the others: give 3, better 8 or 16")
     runs = []
     for i in range(count):
         plan = _plan(target, i)

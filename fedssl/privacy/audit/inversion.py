@@ -60,7 +60,7 @@ def invert(
     shape: Sequence[int],
     *,
     steps: int = 300,
-    lr: float = 0.05,
+    lr: float = 0.1,
     smoothness: float = 1e-3,
     generator: torch.Generator,
 ) -> tuple[Tensor, float]:
@@ -100,8 +100,8 @@ def invert(
         optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * i / steps)) / 2
         gradient = torch.cat([g.flatten() for g in gradient_of(method, model, draw(guess), differentiable=True)])
         cosine = (gradient @ target) / (gradient.norm() * length).clamp(min=1e-20)
-        if float(cosine) > best:
-            best, image = float(cosine), guess.detach().clone()
+        if cosine.item() > best:
+            best, image = cosine.item(), guess.detach().clone()
         loss = 1 - cosine + smoothness * total_variation(guess)
         (guess.grad,) = torch.autograd.grad(loss, (guess,))
         optimizer.step()
