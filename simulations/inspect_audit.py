@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from fedssl.errors import ConfigError
 from fedssl.figures import save
 from fedssl.privacy.audit.attacks import CONFIDENCE, Finding, attacks, finding, paired_bound
 from fedssl.privacy.audit.mechanism import one_run, through
-from fedssl.privacy.audit.roc import curve
+from fedssl.privacy.audit.roc import curve, p_value
 from fedssl.rundir import RunDirectory
 from simulations.audits import inversion_demo, shadow_runs
 from simulations.audits.target import Claim, Run
 
 _POINTS = 200  # of a curve that is drawn
+_UNLIKE = 0.001  # p-value below which members and others are not alike
 _CANARY = 1e3  # length of a canary's gradient, far above any clipping norm
 USAGE = "fedssl audit runs/NAME [--examples 1000] [--seed 0] [--shadows 8] [--inversion 2]"
 
@@ -72,6 +73,22 @@ class Verdict:
         return self.claim.contradicted_by(self.epsilon)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """All that an audit found."""
+
+    found: Sequence[Finding]
+    scores: Mapping[str, tuple[Any, Any]]  # of the attacks: members' and others'
+    verdicts: Sequence[Verdict]  # one for each finding, then the canaries'
+    control: Finding  # EncoderMI-V on the untrained model
+    alike: bool  # whether members and others look alike to a model that knows nothing
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether any bound is above its claim."""
+        return any(verdict.contradicts for verdict in self.verdicts)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Audit a run; writes audit.json and figures/audit into it, and prints the table.
 
@@ -84,40 +101,14 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = Options.of(arguments)
     target = Run(RunDirectory(options.run), options.examples, options.seed)
-    shadows = shadow_runs.train(target, options.shadows) if options.shadows else []
-    own = target.statistics()
-    tried = list(attacks(*own, seed=options.seed))
-    joint = 1 - (1 - CONFIDENCE) / (len(tried) + 2 * bool(shadows) + _has_canaries(target))
-    scores = {attack.name: (attack.members, attack.others) for attack in tried}
-    about_shadows: list[tuple[Finding, Claim]] = []
-    if shadows:
-        on_run, on_shadows, both, claim = shadow_runs.attack(target, shadows, own, joint)
-        tried.append(on_run)
-        scores |= {on_run.name: (on_run.members, on_run.others), on_shadows.name: both}
-        about_shadows.append((on_shadows, claim))
-    replaced = target.claim.relation != "replace_one"
-    found = []
-    for attack in tried:
-        bound = paired_bound(
-            attack,
-            delta=target.claim.delta,
-            confidence=joint,
-            classes=target.classes,
-            seed=options.seed,
-            replaced=replaced,
-        )
-        found.append(finding(attack, bound, seed=options.seed))
-    judged = [(each, target.claim) for each in found] + about_shadows
-    verdicts = [Verdict(each.name, each.epsilon, claim) for each, claim in judged]
-    if _has_canaries(target):
-        verdicts.append(Verdict("gradient canaries", _canaries(target, joint), target.claim))
+    outcome = audit(target, options)
     out: dict[str, Any] = {
         "claim": asdict(target.claim),
         "confidence": CONFIDENCE,
-        "delta": target.claim.delta,
-        "attacks": [asdict(each) for each, _ in judged],
-        "bounds": [{**asdict(verdict), "contradicts": verdict.contradicts} for verdict in verdicts],
-        "contradicted": any(verdict.contradicts for verdict in verdicts),
+        "attacks": [asdict(each) for each in outcome.found],
+        "bounds": [{**asdict(verdict), "contradicts": verdict.contradicts} for verdict in outcome.verdicts],
+        "control": {**asdict(outcome.control), "alike": outcome.alike},
+        "contradicted": outcome.contradicted,
     }
     if options.inversion:
         shown = inversion_demo.demonstrate(target, options.inversion)
@@ -128,9 +119,36 @@ def main(arguments: Sequence[str]) -> int:
             "psnr_random_db": shown.psnr_random,
         }
     target.rundir.write("audit.json", out)
-    save(_figure(scores), target.rundir.path / "figures" / "audit")
-    _show(target, [each for each, _ in judged], verdicts, out.get("inversion"))
-    return int(bool(out["contradicted"]))
+    save(_figure(outcome.scores), target.rundir.path / "figures" / "audit")
+    _show(target, outcome, out.get("inversion"))
+    return int(outcome.contradicted)
+
+
+def audit(target: Run, options: Options) -> Outcome:
+    """Try every attack that the run allows; all lower bounds hold together at `CONFIDENCE`."""
+    shadows = shadow_runs.train(target, options.shadows) if options.shadows else []
+    own = target.statistics()
+    tried = list(attacks(*own, seed=options.seed))
+    joint = 1 - (1 - CONFIDENCE) / (len(tried) + 2 * bool(shadows) + _has_canaries(target))
+    untrained = list(attacks(*target.untrained(), seed=options.seed))
+    alike = min(p_value(each.members, each.others) for each in untrained) >= _UNLIKE
+    scores = {attack.name: (attack.members, attack.others) for attack in tried}
+    about_shadows: list[tuple[Finding, Claim]] = []
+    if shadows:
+        on_run, on_shadows, scores[on_shadows.name], claim = shadow_runs.attack(target, shadows, own, joint)
+        tried.append(on_run)
+        scores[on_run.name] = (on_run.members, on_run.others)
+        about_shadows.append((on_shadows, claim))
+    halved = not target.claim.replaced
+    rule: dict[str, Any] = {"delta": target.claim.delta, "confidence": joint, "classes": target.classes}
+    bounds = [paired_bound(attack, **rule, seed=options.seed, replaced=halved) if alike else 0.0 for attack in tried]
+    found = [finding(attack, bound, seed=options.seed) for attack, bound in zip(tried, bounds, strict=True)]
+    judged = [*((each, target.claim) for each in found), *about_shadows]
+    verdicts = [Verdict(each.name, each.epsilon, claim) for each, claim in judged]
+    if _has_canaries(target):
+        verdicts.append(Verdict("gradient canaries", _canaries(target, joint), target.claim))
+    control = finding(next(each for each in untrained if each.name == "EncoderMI-V"), 0.0, seed=options.seed)
+    return Outcome([each for each, _ in judged], scores, verdicts, control, alike)
 
 
 def _has_canaries(target: Run) -> bool:
@@ -139,21 +157,27 @@ def _has_canaries(target: Run) -> bool:
 
 
 def _canaries(target: Run, confidence: float) -> float:
-    """One run of the gradients' code with canaries for the records of the client that took part most often."""
-    job = target.job
-    client = max(target.participants, key=lambda each: (target.participants[each], len(target.parts[each]), -each))
+    """One run of the gradients' code with canaries for the records of the client that made the most steps."""
+    job, done = target.job, target.steps
+    client = max(done, key=lambda each: (sum(done[each]), -each))
+    rounds = iter(done[client])
+
+    def mechanism(gradients: Any, rng: np.random.Generator) -> Any:
+        local = {"batch_size": job.local.batch_size, "epochs": job.local.epochs}
+        return through(job.gradient, **local, limit=next(rounds))(gradients, rng)
+
     return one_run(
-        through(job.gradient, batch_size=job.local.batch_size, epochs=job.local.epochs),
+        mechanism,
         canaries=len(target.parts[client]),
         length=_CANARY,
         seed=target.seed,
         delta=target.claim.delta,
         confidence=confidence,
-        steps=target.participants[client],
+        steps=len(done[client]),
     )
 
 
-def _figure(scores: dict[str, tuple[Any, Any]]) -> Any:
+def _figure(scores: Mapping[str, tuple[Any, Any]]) -> Any:
     lines = {name: _line(*groups) for name, groups in scores.items()}
     low = min(1 / max(len(members), len(others)) for members, others in scores.values())
     chance = np.geomspace(low, 1, 20)
@@ -169,34 +193,39 @@ def _line(members: Any, others: Any) -> Line:
     return Line(fpr[shown][places].tolist(), tpr[shown][places].tolist())
 
 
-def _show(target: Run, found: Sequence[Finding], verdicts: Sequence[Verdict], inversion: Any) -> None:
+def _show(target: Run, outcome: Outcome, inversion: Any) -> None:
     print(f"{'attack':28}{'AUC':>7}{'':14}{'TPR at 1 %':>12}{'at 0.1 %':>10}{'epsilon >=':>12}")
+    found, claim = outcome.found, target.claim
     for each in found:
-        interval = f"[{each.auc.low:.3f}, {each.auc.high:.3f}]"
-        rates = f"{100 * each.tpr_1.value:10.1f} %{100 * each.tpr_01.value:8.1f} %"
-        print(f"{each.name:28}{each.auc.value:7.3f} {interval:13}{rates:>22}{each.epsilon:12.2f}")
-    for verdict in verdicts[len(found) :]:
-        print(f"{verdict.name:83}{verdict.epsilon:10.2f}")
-    if found:
+        print(f"{_row(each)}{each.epsilon:12.2f}")
+    for verdict in outcome.verdicts[len(found) :]:
+        print(f"{verdict.name:71}{verdict.epsilon:12.2f}")
+    print(_row(replace(outcome.control, name="control: untrained encoder")))
+    print(f"{found[0].members} members, {found[0].others} others; intervals and bounds at 95 %; unit: one record")
+    if not outcome.alike:
         print(
-            f"{found[0].members} members and {found[0].others} others; intervals and bounds at 95 %, unit: one record"
+            "members and others differ under an untrained encoder already, so they were not divided at random: "
+            "areas and rates say nothing of membership, and bounds from pairs are left out"
         )
     if inversion:
         print(
             f"gradient inversion of {inversion['batch']} examples: {inversion['psnr_db']:.1f} dB to the records, "
             f"{inversion['psnr_random_db']:.1f} dB to others (a demonstration, no bound)"
         )
-    if target.claim.epsilon is None:
-        print("the run claims no epsilon, so nothing can be contradicted")
-    for verdict in verdicts:
+    for verdict in outcome.verdicts:
         if verdict.contradicts:
             print(
                 f"CONTRADICTED: {verdict.name} shows epsilon >= {verdict.epsilon:.2f}, "
                 f"the claim is {verdict.claim.epsilon:.2f} at delta={verdict.claim.delta:g}"
             )
-    if target.claim.epsilon is not None and not any(verdict.contradicts for verdict in verdicts):
-        print(
-            f"no attack contradicts epsilon={target.claim.epsilon:.2f} at delta={target.claim.delta:g}; "
-            "that is no proof of it"
-        )
+    if claim.epsilon is None:
+        print("the run claims no epsilon, so nothing can be contradicted")
+    elif not outcome.contradicted:
+        print(f"no attack contradicts epsilon={claim.epsilon:.2f} at delta={claim.delta:g}; that is no proof of it")
     print(f"figure: {target.rundir.path / 'figures' / 'audit.png'}")
+
+
+def _row(each: Finding) -> str:
+    interval = f"[{each.auc.low:.3f}, {each.auc.high:.3f}]"
+    rates = f"{100 * each.tpr_1.value:10.1f} %{100 * each.tpr_01.value:8.1f} %"
+    return f"{each.name:28}{each.auc.value:7.3f} {interval:14}{rates:>21}"

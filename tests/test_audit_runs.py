@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import execute, tiny
 
-from fedssl import config
+from fedssl import config, shards
+from fedssl.datasets.base import Data
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.rundir import RunDirectory
 from simulations import inspect_audit
+from simulations.audits import inversion_demo
+from simulations.audits import target as target_module
 from simulations.audits.target import Claim, Run
 
 LAYER = ("method=byol", "method.norm=layer")
@@ -50,6 +55,7 @@ def test_an_audit_leaves_its_findings(copied: Path, capsys: pytest.CaptureFixtur
     assert (found["attacks"][0]["members"], found["attacks"][0]["others"]) == (60, 30)
     assert not found["contradicted"]
     assert found["claim"]["epsilon"] is None
+    assert found["control"]["alike"]
     assert {path.suffix for path in (copied / "figures").glob("audit.*")} == {".svg", ".png"}
     assert "claims no epsilon" in capsys.readouterr().out
 
@@ -70,7 +76,8 @@ def test_a_false_claim_is_contradicted_by_the_code_that_trained(
     assert inspect_audit.main([str(copied)]) == 0
 
 
-def test_shadow_runs_and_inversion(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shadow_runs_and_inversion(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inversion_demo, "STEPS", 20)
     assert inspect_audit.main([str(copied), "--shadows", "3", "--inversion", "1", "--examples", "40"]) == 0
     found = json.loads((copied / "audit.json").read_text())
     assert [attack["name"] for attack in found["attacks"]][-2:] == ["LiRA, this run", "LiRA, shadow runs"]
@@ -116,6 +123,27 @@ def test_a_camera_a_client(tmp_path: Path) -> None:
     options = ["partition=feature_shift", f"out={tmp_path}", "name=shift"]
     run = execute(config.compose([*(o for o in tiny(*LAYER) if not o.startswith("partition.")), *options]))
     assert inspect_audit.main([str(run.path), "--examples", "20", "--shadows", "3"]) == 0
+
+
+def test_groups_that_were_not_divided_at_random_give_no_bound(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brighter test examples: every attack tells the groups apart, and none of them learnt it from training."""
+    data_of = target_module.data_of
+
+    def brighter(*arguments: Any) -> Data:
+        data: Data = data_of(*arguments)
+        return replace(data, test=replace(data.test, images=255 - data.test.images // 4))
+
+    monkeypatch.setattr(target_module, "data_of", brighter)
+    monkeypatch.setattr(shards, "data_of", brighter)
+    claim(copied, epsilon=0.01, unit="client")
+    assert inspect_audit.main([str(copied)]) == 0
+    found = json.loads((copied / "audit.json").read_text())
+    assert not found["control"]["alike"]
+    assert max(attack["auc"]["value"] for attack in found["attacks"]) > 0.9
+    assert max(bound["epsilon"] for bound in found["bounds"]) == 0
+    assert "not divided at random" in capsys.readouterr().out
 
 
 def test_refusals(copied: Path, tmp_path: Path) -> None:

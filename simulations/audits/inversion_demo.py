@@ -18,9 +18,10 @@ from fedssl.shards import shard_of
 from simulations.audits.target import Run
 
 LARGEST = 4
+STEPS = 200  # of the search
 
 
-def demonstrate(target: Run, batch_size: int, steps: int = 300) -> Inversion:
+def demonstrate(target: Run, batch_size: int) -> Inversion:
     """What a server that knows the augmentation's random numbers sees in one gradient of the first client.
 
     The gradient is the one that the run's own privacy would send; the model is the one that every client starts with.
@@ -35,7 +36,7 @@ def demonstrate(target: Run, batch_size: int, steps: int = 300) -> Inversion:
         raise ConfigError(
             "--inversion shows images of methods that read plain views, which this run's are not: leave it out"
         )
-    client = min(target.participants)
+    client = target.participants[0]
     shard = shard_of(job, client, target.device)
     if len(shard) < batch_size:
         raise ConfigError(f"client {client} has {len(shard)} examples, fewer than --inversion {batch_size}: give fewer")
@@ -56,5 +57,5 @@ def demonstrate(target: Run, batch_size: int, steps: int = 300) -> Inversion:
     discard_statistics(model)
     sent = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad]
     generator = seeds.torch_stream(target.seed, "audit", "inversion", "guess", device=target.device)
-    found = invert(job.method, model, sent, draw, tuple(records.shape), steps=steps, generator=generator)
+    found = invert(job.method, model, sent, draw, tuple(records.shape), steps=STEPS, generator=generator)
     return judged(found, records, strangers)

@@ -77,7 +77,7 @@ def attack(
     members, others = scores[included], scores[~included]
     claim = Claim.of(runs[0])
     # A coin adds or removes a record, which a claim for replaced ones does not speak of.
-    spoken_of = claim.relation != "replace_one"
+    spoken_of = not claim.replaced
     bound = guess_bound(scores[0], included[0], delta=claim.delta, confidence=confidence) if spoken_of else 0.0
     on_shadows = Attack("LiRA, shadow runs", members, others, f"{ABOUT} with and without the example ({k - 1})")
     return on_run, finding(on_shadows, bound, seed=target.seed), (members, others), claim

@@ -34,7 +34,12 @@ class Claim:
     epsilon: float | None
     delta: float = DELTA
     unit: str = "record"
-    relation: str = "add_remove"
+    relation: str = "added or removed"
+
+    @property
+    def replaced(self) -> bool:
+        """Whether neighbours are data sets with one unit replaced, and not added or removed."""
+        return "replace" in self.relation
 
     @classmethod
     def of(cls, run: RunDirectory) -> Claim:
@@ -98,13 +103,17 @@ class Run:
         return parts_of(self.job, self.device)
 
     @cached_property
-    def participants(self) -> dict[int, int]:
-        """Client -> how many of its updates were merged; clients without one are left out."""
-        turns: dict[int, int] = {}
-        for at in range(1, self.job.federation.rounds + 1):
-            for turn in self.job.attendance(at).arriving:
-                turns[turn.client] = turns.get(turn.client, 0) + 1
-        return turns
+    def participants(self) -> list[int]:
+        """The clients of which at least one update was merged, sorted."""
+        return sorted(self.steps)
+
+    @cached_property
+    def steps(self) -> dict[int, list[int]]:
+        """Client -> how many steps each of its merged updates took."""
+        found: dict[int, list[int]] = {}
+        for row in self.rundir.rows("clients.jsonl"):
+            found.setdefault(int(row["client"]), []).append(int(row["steps"]))
+        return found
 
     @property
     def classes(self) -> tuple[Any, Any]:
@@ -114,7 +123,14 @@ class Run:
 
     def statistics(self, run: RunDirectory | None = None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Of members and others, under this run's model or that of a shadow run: see `membership.statistics`."""
-        attacked = self._attacked(self.rundir if run is None else run)
+        return self._statistics(_released(self.rundir if run is None else run))
+
+    def untrained(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The same under the model before any training, which knows nothing: a difference is one of the data."""
+        return self._statistics(to_arrays(build_model(self.job, self.data.train.shape)))
+
+    def _statistics(self, arrays: Arrays) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        attacked = self._attacked(arrays)
         inside = Shard.of(as_held(self.job, self.device), self.members)
         outside = Shard.of(as_dealt(self.job, self.device, self._eyes), self.others)
         return statistics(attacked, inside, "members"), statistics(attacked, outside, "others")
@@ -123,9 +139,8 @@ class Run:
     def _names(self) -> list[str]:
         return [name for name, _ in tensors(build_model(self.job, self.data.train.shape))]
 
-    def _attacked(self, run: RunDirectory) -> Attacked:
+    def _attacked(self, arrays: Arrays) -> Attacked:
         model = build_model(self.job, self.data.train.shape)
-        arrays = _released(run)
         load_arrays(model, {key: value for key, value in arrays.items() if key in set(self._names)})
         shares = shares_of(self.job, model)
         derived = [key for key, share in shares.items() if share is Share.derived]

@@ -59,7 +59,7 @@ def invert(
     draw: Draw,
     shape: Sequence[int],
     *,
-    steps: int = 300,
+    steps: int = 200,
     lr: float = 0.1,
     smoothness: float = 1e-3,
     generator: torch.Generator,

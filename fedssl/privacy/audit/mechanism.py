@@ -8,9 +8,9 @@ whose gradient is the example itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from fedssl import seeds
 from fedssl.errors import ConfigError
-from fedssl.gradient import GradientTransform
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
@@ -141,27 +140,36 @@ class _Inner(nn.Module):
         return (x @ self.weight)[:, None]
 
 
-def through(transform: GradientTransform, *, batch_size: int, epochs: int = 1) -> Mechanism:
+class Trains(Protocol):
+    """The part of a gradient transform that touches records; see `fedssl.gradient.GradientTransform`."""
+
+    def batches(self, n: int, batch_size: int, epochs: int, rng: np.random.Generator) -> Iterator[Tensor]: ...
+    def backward(
+        self, method: SSLMethod, model: Model, batch: Batch, step: Step, rng: np.random.Generator
+    ) -> LossOutput: ...
+
+
+def through(transform: Trains, *, batch_size: int, epochs: int = 1, limit: int | None = None) -> Mechanism:
     """The mechanism of a gradient transform: its batches of these records and its gradients, added up over the steps.
 
-    What `fit` would apply is returned times -1, without optimiser: sums that an attacker can undo a learning rate from.
+    What `fit` would hand to the optimiser comes out; a factor, such as one over the expected size of a batch, does not
+    change what canaries show. Nothing is asked of `admit`: an audit measures what the code does.
 
     Args:
-        transform: the one that trains, such as `job.gradient`.
+        transform: the one that trains a client with as many records.
         batch_size, epochs: as in local training.
+        limit: of the steps; all by default.
     """
 
     def mechanism(gradients: Tensor, rng: np.random.Generator) -> Tensor:
-        method = GivenGradient()  # type: ignore[abstract]  # what it leaves empty is optional
-        model = method.init(nn.Identity(), Sizes(1, len(gradients), tuple(gradients.shape[1:])))
-        transform.admit(method, model)
-        model.train()
+        method: SSLMethod = GivenGradient()  # type: ignore[abstract]  # what it leaves empty is optional
+        model = method.init(nn.Identity(), Sizes(1, len(gradients), tuple(gradients.shape[1:]))).train()
         batches = list(transform.batches(len(gradients), batch_size, epochs, rng))
         total = torch.zeros(gradients.shape[1], dtype=torch.float64)
-        for i, index in enumerate(batches):
+        for i, index in enumerate(batches[:limit]):
             model.zero_grad(set_to_none=True)
-            batch = Batch([gradients.double()[index]], index)
-            transform.backward(method, model, batch, Step(1, 1, i, len(batches)), rng)
+            views = [gradients.double()[index]] if len(index) else []
+            transform.backward(method, model, Batch(views, index), Step(1, 1, i, len(batches)), rng)
             for parameter in model.parameters():
                 total += torch.zeros_like(total) if parameter.grad is None else parameter.grad
         return total

@@ -80,6 +80,18 @@ def rate_at(members: Floats, others: Floats, false_positive_rate: float) -> Esti
     return Estimate(hits / n, low, high)
 
 
+def p_value(members: Floats, others: Floats) -> float:
+    """Of Mann and Whitney's test, two-sided: how likely areas this far from 1/2 are if the groups do not differ.
+
+    Raises:
+        ConfigError: see `curve`.
+    """
+    from scipy.stats import mannwhitneyu
+
+    _check(members, others)
+    return float(mannwhitneyu(members, others, alternative="two-sided", method="asymptotic").pvalue)
+
+
 def _share(places: NDArray[np.intp], levels: int) -> Floats:
     return np.asarray(np.bincount(places, minlength=levels) / len(places), np.float64)
 
