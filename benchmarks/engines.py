@@ -46,6 +46,7 @@ from fedssl.files import write_json, write_text
 from fedssl.flower import codec
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import exchange
+from fedssl.gradient import PlainGradient
 from fedssl.job import Job, split
 from fedssl.model import load_arrays, to_arrays
 from fedssl.parts import Arrays
@@ -109,7 +110,7 @@ def bare(job: Job, reporter: Reporter) -> Arrays:
         for client, shard in enumerate(shards):
             load_arrays(model, now)
             options = {"round": at, "rounds": rounds, "seed": job.seed, "client": client, "public": None}
-            fit(job.method, model, shard, job.data.augment, job.local, gradient=job.gradient, **options)  # type: ignore[arg-type]
+            fit(job.method, model, shard, job.data.augment, job.local, gradient=PlainGradient(), **options)  # type: ignore[arg-type]
             mean.add(to_arrays(model), len(shard))
         now = mean.result(now)
         reporter.round(at, {})

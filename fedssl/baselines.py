@@ -29,6 +29,7 @@ def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int
     turns = (turn for at in range(1, job.federation.rounds + 1) for turn in job.attendance(at).arriving)
     rounds = max(1, round(sum(turn.work for turn in turns) / job.federation.clients))
     model = build_model(job, train.shape, len(train)).to(device)
+    gradient = job.privacy.planned(len(train), local.batch_size, local.epochs, rounds)
     for at in range(1, rounds + 1):
         result = fit(
             job.method,
@@ -36,7 +37,7 @@ def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int
             union_of(job, device),
             job.data.augment,
             local,
-            gradient=job.gradient,
+            gradient=gradient,
             round=at,
             rounds=rounds,
             seed=job.seed,

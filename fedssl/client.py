@@ -14,7 +14,7 @@ from fedssl import schedules, seeds
 from fedssl.diagnostics import feature_std
 from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
-from fedssl.method import Augment, Batch, Examples, LossOutput, MultiCrop, SSLMethod, Step
+from fedssl.method import Augment, Batch, Examples, LossOutput, MultiCrop, SSLMethod, Step, View
 from fedssl.model import Model, derive
 from fedssl.movement import Movement
 from fedssl.norms import commit_statistics, discard_statistics
@@ -64,7 +64,8 @@ class FitResult:
     steps: int
     loss: float  # mean over the round, weighted by examples; nan without a step
     feature_std: float  # of the last batch's features; see diagnostics.feature_std
-    measures: Mapping[str, float] = field(default_factory=dict)  # the method's, means over the round; and `Movement`'s
+    measures: Mapping[str, float] = field(default_factory=dict)  # the method's, means over the round
+    movement: Mapping[str, float] = field(default_factory=dict)  # of the weights: see `Movement`
     work: float = 1.0  # share of the round's steps that was done
 
 
@@ -117,6 +118,7 @@ def fit(
     public: Examples | None = None,
     pull: Pull | None = None,
     work: float = 1.0,
+    attempt: int = 1,
 ) -> FitResult:
     """Train a model in place on one client's examples for one round.
 
@@ -125,6 +127,9 @@ def fit(
 
     With `work` below 1 the client stops early: it does that share of the round's steps, rounded down, exactly as it
     would have begun the whole round, learning rates included. Without time for a step it changes nothing.
+
+    A private round that is begun again after a kill has the next `attempt`, so its noise and samples are new: noise
+    that was drawn for one sum must not be seen under another.
 
     Raises:
         ConfigError: the client has no examples, or too few for batch normalisation.
@@ -137,8 +142,9 @@ def fit(
         )
     device = next(model.parameters()).device
     path = ("client", client, "round", round)
-    order = seeds.stream(seed, *path, "order")
-    noise = seeds.stream(seed, *path, "gradient")
+    again = ("attempt", attempt) if attempt > 1 else ()
+    order = seeds.stream(seed, *path, *again, "order")
+    noise = seeds.stream(seed, *path, *again, "gradient")
     pixels = seeds.torch_stream(seed, *path, "augment", device=device)
     batches = [index.to(device) for index in gradient.batches(n, local.batch_size, local.epochs, order)]
     steps, done = len(batches), math.floor(work * len(batches) + 1e-9)  # 0.7 * 10 is 7, in spite of its last bit
@@ -157,10 +163,7 @@ def fit(
         step = Step(round, rounds, i, steps)
         for group in optimizer.param_groups:
             group["lr"] = schedules.learning_rate(step.progress, local.lr, local.schedule, local.warmup)
-        examples = data.batch(index)
-        views = [*augment.views(examples, pixels, method.views)]
-        if method.local_views and isinstance(augment, MultiCrop):
-            views += augment.local_views(examples, pixels, method.local_views)
+        views = _views(method, data, index, augment, pixels) if len(index) else []
         optimizer.zero_grad(set_to_none=True)
         batch = beside(Batch(views, index), method, public, augment, readings)
         with torch.autocast(device.type, torch.bfloat16, enabled=local.precision == "bf16"):
@@ -180,7 +183,7 @@ def fit(
         features = out.features.detach()
     measures = {name: value.item() / max(1, seen) for name, value in totals.items()}
     loss = measures.pop("loss")
-    if not math.isfinite(loss):
+    if not math.isfinite(loss) and not gradient.private:  # private gradients are finite whatever a record's loss is
         raise TrainingError(
             f"the loss of client {client} became {loss} in round {round}: training cannot go on from there; "
             f"lower local.lr (now {local.lr}) or set local.clip_norm=1"
@@ -188,7 +191,18 @@ def fit(
     summaries = seeds.torch_stream(seed, *path, "upload", device=device)
     measures |= {k: v.item() for k, v in method.before_upload(model, data, public, augment, summaries).items()}
     std = feature_std(features.float()) if features is not None else 0.0
-    return FitResult(n, done, loss, std, measures | movement.measures(), done / steps)
+    return FitResult(n, done, loss, std, measures, movement.measures(), done / steps)
+
+
+def _views(
+    method: SSLMethod, data: Examples, index: Tensor, augment: Augment, generator: torch.Generator
+) -> list[View]:
+    """The views of these examples, small crops last."""
+    examples = data.batch(index)
+    views = [*augment.views(examples, generator, method.views)]
+    if method.local_views and isinstance(augment, MultiCrop):
+        views += augment.local_views(examples, generator, method.local_views)
+    return views
 
 
 def beside(

@@ -4,33 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
-from fedssl.method import Batch, LossOutput, SSLMethod, Step, View
+from fedssl.method import Augment, Batch, Examples, LossOutput, SSLMethod, Step, View
 from fedssl.model import Model
 from fedssl.norms import has_batch_norm
 
 
 class GradientTransform(Protocol):
-    """Sampling and gradients belong to one proof, so one object owns both."""
+    """Sampling and gradients belong to one proof, so one object owns both, with the numbers of one client."""
 
-    def admit(self, method: SSLMethod, model: Model) -> None:
-        """Raise a PrivacyError if this method and network are outside the transform's proof."""
+    @property
+    def private(self) -> bool:
+        """Whether nothing but noisy steps may leave the client: no loss, no measure of its features."""
+        ...
+
+    @property
+    def weight(self) -> int | None:
+        """What to tell of the client's number of examples instead of it; None: the number itself."""
         ...
 
     def batches(self, n: int, batch_size: int, epochs: int, rng: np.random.Generator) -> Iterator[Tensor]:
-        """Yield index tensors (B,) int64 into a client's `n` examples."""
+        """Yield index tensors (B,) int64 into a client's `n` examples; B may be 0."""
         ...
 
     def backward(
         self, method: SSLMethod, model: Model, batch: Batch, step: Step, rng: np.random.Generator
     ) -> LossOutput:
         """Leave the gradient to be applied in `p.grad` of every trainable parameter."""
+        ...
+
+
+class Privacy(Protocol):
+    """The configuration of example-level privacy: it refuses what has no proof, and plans a client's numbers."""
+
+    @property
+    def private(self) -> bool:
+        """Whether it claims anything."""
+        ...
+
+    def check(self, method: SSLMethod) -> None:
+        """Raise a PrivacyError if there is no proof for this method; before any data is read."""
+        ...
+
+    def admit(self, method: SSLMethod, model: Model, examples: Examples, augment: Augment) -> None:
+        """Raise a PrivacyError if the live loss or network breaks the proof; before any training."""
+        ...
+
+    def planned(self, n: int, batch_size: int, epochs: int, rounds: float) -> GradientTransform:
+        """For a client with `n` examples that will take part in so many rounds."""
         ...
 
 
@@ -57,12 +84,21 @@ class PlainGradient:
     """
 
     micro_batch: int | None = None
+    private: ClassVar[bool] = False
+    weight: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"privacy.micro_batch={self.micro_batch} holds no example: give at least 1, or null")
 
-    def admit(self, method: SSLMethod, model: Model) -> None:
+    def check(self, method: SSLMethod) -> None:
+        """Nothing is claimed, so nothing is refused."""
+
+    def planned(self, n: int, batch_size: int, epochs: int, rounds: float) -> PlainGradient:
+        """The same for every client."""
+        return self
+
+    def admit(self, method: SSLMethod, model: Model, examples: Examples, augment: Augment) -> None:
         """Admit everything, for nothing is claimed; but micro-batches need an encoder that reads example by example.
 
         Raises:

@@ -17,7 +17,7 @@ from fedssl.client import Local
 from fedssl.compression import Compression
 from fedssl.decorrelated import Decorrelated
 from fedssl.errors import ConfigError
-from fedssl.gradient import GradientTransform
+from fedssl.gradient import Privacy
 from fedssl.method import Augment, MultiCrop, SSLMethod
 from fedssl.modalities.pairs import SIDES
 from fedssl.participation.base import Attendance, Participation
@@ -141,9 +141,21 @@ class Job:
         return self.participation.plan(self.federation.clients, at, self.seed)
 
     @cached_property
-    def gradient(self) -> GradientTransform:
-        """How batches become gradients."""
-        return cast(GradientTransform, build(self.tree["privacy"], "privacy"))
+    def privacy(self) -> Privacy:
+        """What is claimed of single examples, and so how batches become gradients."""
+        return cast(Privacy, build(self.tree["privacy"], "privacy"))
+
+    @cached_property
+    def _rounds(self) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for at in range(1, self.federation.rounds + 1):
+            for turn in self.attendance(at).turns:
+                found[turn.client] = found.get(turn.client, 0.0) + turn.work
+        return found
+
+    def rounds_of(self, client: int) -> float:
+        """In how many rounds a client takes part, a shortened one counting for its share; from the configuration."""
+        return self._rounds.get(client, 0.0)
 
     @cached_property
     def compression(self) -> Compression:
@@ -196,12 +208,13 @@ class Job:
         Raises:
             ConfigError: for the first option that does not fit.
         """
-        _ = self.method, self.encoder, self.encoders, self.data, self.partition, self.gradient
+        _ = self.method, self.encoder, self.encoders, self.data, self.partition, self.privacy
         _ = self.local, self.federation, self.participation, self.evaluate, self.consent, self.compression
         if self.tree.get("public") is not None:
             build(self.tree["public"], "public")
         self.strategy()
         self._check_fit()
+        self.privacy.check(self.method)
 
     def _check_fit(self) -> None:
         """Refuse combinations that make no sense, by name."""

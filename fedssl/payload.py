@@ -32,7 +32,12 @@ SCALARS: Mapping[str, str] = {
     "work": "share of the round's steps that was done: for the logs",
     "feature_std": "spread of the last batch's features: an alarm of collapse",
     "drift": "how far training moved the arrays: for the logs",
+    "noise_multiplier": "of a private client's steps: decides epsilon",
+    "sample_rate": "of a private client's steps: decides epsilon",
+    "spent": "noisy steps that a private client has taken in all: decides epsilon",
 }
+_PRIVATE = ("noise_multiplier", "sample_rate", "spent")  # scalars that only a private client sends
+_OPEN = ("loss", "feature_std")  # and those that it does not, because no noise covers them
 _OTHER_SIZE = 997  # of a client: an array whose shape is another one then follows the number of examples
 
 
@@ -46,7 +51,7 @@ class Entry:
     dtype: str
     bytes: int  # before compression
     per_example: bool  # holds data of single examples, or has a size that follows their number
-    differentially_private: bool  # no mechanism covers arrays yet
+    differentially_private: bool  # it is a function of what was released with noise, or of nothing private
     why: str
 
 
@@ -94,7 +99,8 @@ def _entry(job: Job, name: str, value: np.ndarray, why: str, follows: bool = Fal
     """Of one array; `follows` says that its size is that of a client."""
     holders = {part.name for part in job.method.parts if part.holds_examples or part.sized}
     part = part_of(name)
-    return Entry(name, part, value.shape, str(value.dtype), value.nbytes, follows or part in holders, False, why)
+    private = job.privacy.private
+    return Entry(name, part, value.shape, str(value.dtype), value.nbytes, follows or part in holders, private, why)
 
 
 def check_reply(
@@ -165,6 +171,8 @@ def reports(job: Job, model: Model, data: Data, shard: Examples) -> dict[str, st
     movement.before_following()
     method.after_step(model, out, step)  # what a client summarises may be what its steps have remembered
     said = {*scalars(out), *method.before_upload(model, shard, public, augment, generator)} - {"loss"}
+    if job.privacy.private:
+        said.clear()  # no noise covers them, so they stay
     moved = "how far training moved a part, or how a teacher follows: for alarms of collapse"
     return {name: f"reported by {type(method).__name__}" for name in sorted(said)} | dict.fromkeys(
         movement.measures(), moved
@@ -190,7 +198,9 @@ def manifest(job: Job, data: Data, parts: Sequence[np.ndarray]) -> dict[str, Any
         said = reports(job, model, data, shard)
     except FedsslError:
         said = {}  # the clients will meet the same refusal, and it is theirs to tell
-    numbers = [Entry(name, "", (), "float64", 8, False, False, why) for name, why in {**SCALARS, **said}.items()]
+    private = job.privacy.private
+    sent = {name: why for name, why in SCALARS.items() if name not in (_OPEN if private else _PRIVATE)}
+    numbers = [Entry(name, "", (), "float64", 8, False, private, why) for name, why in {**sent, **said}.items()]
     up, down = ({name: np.empty(e.shape, e.dtype) for name, e in entries.items()} for entries in (arrays, told))
     parameters = layout_of(model, job.method.parts).parameters
     left_out = {str(c): sorted(untrained(data, c, arrays)) for c in range(len(parts))}

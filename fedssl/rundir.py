@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from fedssl.tree import flatten
 
 NOT_THE_JOB = ("engine", "name", "out")  # keys of a configuration that do not change what a run computes
 LOGS = ("metrics.jsonl", "clients.jsonl", "collapse.jsonl")
+ATTEMPTS = "attempts.jsonl"  # of rounds of a private run
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,18 @@ class RunDirectory:
                 raise ConfigError(
                     f"{self.path / name} cannot be written ({error.strerror}): free space, then `fedssl resume`"
                 ) from error
+
+    def attempt(self, at: int) -> int:
+        """Note, before anybody trains, that a round begins; returns how often it has begun by now, at least 1.
+
+        The note outlives a kill and is never cut back: what clients release in a round that is lost has been released.
+        """
+        path = self.path / ATTEMPTS
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"round": at}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return sum(row["round"] == at for row in self.rows(ATTEMPTS))
 
     def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The rows of a log; a line cut off by a kill is left out."""

@@ -160,11 +160,11 @@ def _canaries(target: Run, confidence: float) -> float:
     """One run of the gradients' code with canaries for the records of the client that made the most steps."""
     job, done = target.job, target.steps
     client = max(done, key=lambda each: (sum(done[each]), -each))
-    rounds = iter(done[client])
+    size, epochs, rounds = job.local.batch_size, job.local.epochs, iter(done[client])
+    transform = job.privacy.planned(len(target.parts[client]), size, epochs, job.rounds_of(client))
 
     def mechanism(gradients: Any, rng: np.random.Generator) -> Any:
-        local = {"batch_size": job.local.batch_size, "epochs": job.local.epochs}
-        return through(job.gradient, **local, limit=next(rounds))(gradients, rng)
+        return through(transform, batch_size=size, epochs=epochs, limit=next(rounds))(gradients, rng)
 
     return one_run(
         mechanism,

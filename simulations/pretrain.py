@@ -102,6 +102,7 @@ def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
     megabytes = (summary["bytes_up"] + summary["bytes_down"]) / 1e6
     print(
         f"{summary['rounds']} rounds in {duration(summary['seconds'])}, {megabytes:.0f} MB exchanged, "
-        f"effective rank {summary['effective_rank']:.1f}; no privacy is claimed"
+        f"effective rank {summary['effective_rank']:.1f}"
     )
+    print(f"privacy: {rundir.read('privacy.json')['says']}")
     print(f"report: {rundir.path / 'report.html'}")

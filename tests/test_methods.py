@@ -14,6 +14,7 @@ from fedssl import config
 from fedssl.client import FitResult, Local, fit
 from fedssl.errors import ConfigError
 from fedssl.evaluation import encode
+from fedssl.gradient import PlainGradient
 from fedssl.job import Job
 from fedssl.method import Batch, LossOutput, Step
 from fedssl.model import Model, load_arrays, pairs, tensors, to_arrays
@@ -71,7 +72,7 @@ def fit_one(job: Job, model: Model, *, n: int = 16, round: int = 1, local: Local
         shard,
         job.data.augment,
         local or job.local,
-        gradient=job.gradient,
+        gradient=PlainGradient(),
         round=round,
         rounds=job.federation.rounds,
         seed=job.seed,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from fedssl.flower.rule import Own, PartRule
 from fedssl.job import Job, parse
 from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
 from fedssl.parts import Arrays, Layout, Share, part_of
+from fedssl.privacy.spending import agree, pay
 from fedssl.setup import build_model, data_of, device_of, public_of, shares_of, untrained
 from fedssl.shards import shard_of
 
@@ -31,6 +33,7 @@ class _Worker(threading.local):
     """One model a thread, used again for each client that the thread trains."""
 
     text: str = ""
+    admitted: str = ""  # the text of the model that has been looked at
     model: Model
     initial: Arrays
     shares: dict[str, Share]
@@ -95,6 +98,7 @@ def train(message: Message, context: Context) -> Message:
     # Of this turn: in which round it began, which one made the model that it began with, which share of steps it does.
     begun = int(config.get("begun", at))  # type: ignore[arg-type]
     made, work = int(config.get("made", begun - 1)), float(config.get("work", 1.0))  # type: ignore[arg-type]
+    attempt = int(config.get("attempt", 1))  # type: ignore[arg-type]  # how often this round has been begun
     client = int(context.node_config["partition-id"])
     device = device_of(job)
     # Not only at start: the number of threads is a property of each thread, and Flower brings its own.
@@ -108,27 +112,36 @@ def train(message: Message, context: Context) -> Message:
     wire = codec.decode(message.content.array_records[codec.ARRAYS])
     now = job.compression.unpack_down(wire, told, worker.layout.parameters)
     start, memo, local = _load(worker, job, now, state, made + 1, client)
-    job.gradient.admit(job.method, worker.model)
+    if worker.admitted != worker.text:
+        job.privacy.admit(job.method, worker.model, shard, job.data.augment)
+        worker.admitted = worker.text
+    rounds = job.rounds_of(client) if job.privacy.private else 0
+    gradient = job.privacy.planned(len(shard), job.local.batch_size, job.local.epochs, rounds)
+    agree(gradient, context.node_config)
+    paid = pay(gradient, state.ledger, at, attempt, work)
+    replace(state, ledger=paid.ledger.text()).save(context)  # before a step is taken, not after
     result = fit(
         job.method,
         worker.model,
         shard,
         job.data.augment,
         job.local,
-        gradient=job.gradient,
+        gradient=gradient,
         round=begun,
         rounds=job.federation.rounds,
         seed=job.seed,
         client=client,
         public=public_of(job, device),
         pull=_pull(worker),
-        work=work,
+        work=paid.work,
+        attempt=attempt,
     )
     metrics: dict[str, float | int] = {
-        codec.WEIGHT: result.examples,
+        codec.WEIGHT: result.examples if gradient.weight is None else gradient.weight,
         "partition-id": client,
         "steps": result.steps,
         "work": result.work,
+        **paid.public,
     }
     if not result.steps:  # no time for a single one: nothing has changed, and there is nothing to send
         return Message(codec.reply({}, metrics), reply_to=message)
@@ -137,19 +150,18 @@ def train(message: Message, context: Context) -> Message:
     if isinstance(worker.strategy, PartRule):
         memo = worker.strategy.remember(start, trained, memo, worker.layout)
         mine = {key: value for key, value in trained.items() if part_of(key) in worker.strategy.keeps}
-    metrics = {
-        **result.measures,
-        **metrics,
-        "loss": result.loss,
-        "feature_std": result.feature_std,
-        "drift": math.sqrt(tree.squared_distance(_weights(job, trained), now)),
-    }
+    drift = math.sqrt(tree.squared_distance(_weights(job, trained), now))
+    metrics = {**result.movement, **metrics, "drift": drift}  # functions of the weights: as private as they are
+    if not gradient.private:
+        metrics = {**result.measures, **metrics, "loss": result.loss, "feature_std": result.feature_std}
     lacking = untrained(data_of(job, device), client, trained)
     sent = {key: value for key, value in trained.items() if key not in lacking}
-    payload.check_reply(payload.uploads(job, data_of(job, device).train.shape), sent, metrics, result.measures)
+    payload.check_reply(
+        payload.uploads(job, data_of(job, device).train.shape), sent, metrics, {**result.measures, **result.movement}
+    )
     rounding = seeds.stream(job.seed, "client", client, "round", at, "compression")
     packed, residual = job.compression.pack(sent, now, state.residual, worker.layout.parameters, rounding)
-    ClientState(to_arrays(worker.model, local), mine, memo, at, residual).save(context)
+    ClientState(to_arrays(worker.model, local), mine, memo, at, residual, paid.ledger.text()).save(context)
     state_files.keep(config, context, client, at)
     return Message(codec.reply(packed, metrics), reply_to=message)
 

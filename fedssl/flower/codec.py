@@ -66,6 +66,7 @@ class ClientState:
     memo: Memo = field(default_factory=dict)
     round: int = 0  # the last round in which the client trained; 0 = never
     residual: Arrays = field(default_factory=dict)  # what compression has not sent yet
+    ledger: str = ""  # what has been spent of its examples' privacy: `Ledger.text`
 
     def save(self, context: Context) -> None:
         """Put the state into a Flower context."""
@@ -73,6 +74,7 @@ class ClientState:
         context.state["mine"] = encode(self.mine)
         context.state["residual"] = encode(self.residual)
         context.state["memo"] = ConfigRecord({**self.memo, "round": self.round})
+        context.state["ledger"] = ConfigRecord({"text": self.ledger})
 
     @classmethod
     def load(cls, context: Context) -> ClientState:
@@ -82,12 +84,13 @@ class ClientState:
         memo: dict[str, Any] = dict(context.state.config_records["memo"])
         last = int(memo.pop("round"))
         records = context.state.array_records
-        return cls(decode(records["local"]), decode(records["mine"]), memo, last, decode(records["residual"]))
+        local, mine, residual = (decode(records[name]) for name in ("local", "mine", "residual"))
+        return cls(local, mine, memo, last, residual, str(context.state.config_records["ledger"]["text"]))
 
     @property
     def empty(self) -> bool:
         """Whether nothing would be lost with it."""
-        return not (self.local or self.mine or self.memo or self.residual)
+        return not (self.local or self.mine or self.memo or self.residual or self.ledger)
 
 
 def reply(arrays: Mapping[str, np.ndarray], metrics: Mapping[str, float | int]) -> RecordDict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -29,6 +29,9 @@ from fedssl.model import layout_of, to_arrays
 from fedssl.monitor import Monitor
 from fedssl.participation.base import Attendance, Turn
 from fedssl.parts import Arrays, Share
+from fedssl.privacy import statement
+from fedssl.privacy.accountant import Release
+from fedssl.privacy.record_dp import RecordDP
 from fedssl.progress import Reporter
 from fedssl.provenance import manifest
 from fedssl.rundir import Checkpoint, RunDirectory, split_table
@@ -53,6 +56,7 @@ class _Run:
     nodes: Mapping[int, int]  # partition -> node id
     state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
     history: turns.History = field(default_factory=turns.History)  # of the merged model
+    spent: dict[int, Release] = field(default_factory=dict)  # of each client's examples, if the run is private
 
 
 def federate(
@@ -90,6 +94,7 @@ def federate(
             run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
         run.history.models[done] = now
         run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
+        run.spent.update(statement.spent(rundir.rows("clients.jsonl")))
         _restore_clients(run, done)
         reporter.begin(rundir.path.name, done, job.federation.rounds)
         try:
@@ -118,12 +123,19 @@ def _open(
         rundir.write("split.json", table | described(job, data, parts))
         partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
         rundir.write("payload.json", payload.manifest(job, data, parts))
+        rundir.write("privacy.json", _claim(job, []))
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
     parameters = layout_of(model, job.method.parts).parameters
     monitor = Monitor(evaluator, parts, job.tree["method"], rundir.rows("collapse.jsonl"))
     run = _Run(grid, job, rundir, reporter, evaluator, monitor, data, device, shares, parameters, nodes, state_dir)
     return run, point, to_arrays(model)
+
+
+def _claim(job: Job, releases: Sequence[Release]) -> dict[str, Any]:
+    """What the run says of its privacy."""
+    private = job.privacy
+    return statement.statement(private.declared, releases) if isinstance(private, RecordDP) else statement.nothing()
 
 
 def _check_senders(run: _Run, strategy: Any) -> None:
@@ -177,7 +189,10 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     else:
         run.history.merges.append(at)
     if tally.updates:
-        row |= {key: tally.mean(key) for key in ("loss", "drift")}
+        row |= {key: tally.mean(key) for key in ("loss", "drift") if any(key in r for r in tally.rows)}
+    if isinstance(job.privacy, RecordDP):
+        run.spent.update(statement.spent(tally.rows))
+        row["epsilon"] = statement.running(list(run.spent.values()), job.privacy.delta)
     row |= turns.summary(attendance, at, asynchronous)
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
     lost = len(attendance.turns) - len(turn_of)  # they were sent the model, too
@@ -206,6 +221,8 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
     if not turn_of:
         return None
     config = ConfigRecord({"job": job.text, "server-round": at, "made": run.history.made(at - 1)})
+    if job.privacy.private:
+        config["attempt"] = run.rundir.attempt(at)
     if run.state_dir is not None:
         config["state-dir"] = str(run.state_dir)
         config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
@@ -304,6 +321,8 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
         spectra["central"] = evaluator.spectrum(whole)
         probes["central"] = evaluator.probe(whole)
         probes |= evaluator.without_encoder()
+    claim = _claim(job, list(run.spent.values()))
+    rundir.write("privacy.json", claim)
     rundir.write("probes.json", {"probes": probes, "spectra": spectra})
     mine = probes.pop("federated", {})
     summary = {
@@ -317,7 +336,7 @@ def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
             for key, value in values.items()
             if key.endswith("accuracy")
         },
-        "epsilon": None,
+        "epsilon": claim["epsilon"],
         "alarms": [asdict(alarm) for alarm in alarms],
         "seconds": float(sum(row["seconds"] for row in rows)),
         "final_seconds": time.perf_counter() - started,

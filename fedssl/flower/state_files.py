@@ -21,7 +21,7 @@ def write(folder: Path, client: int, state: ClientState) -> None:
     """Write a client's state under the round in which it was last changed."""
     groups = {"local": state.local, "mine": state.mine, "residual": state.residual}
     arrays = {f"{group}/{key}": value for group, own in groups.items() for key, value in own.items()}
-    meta = {"memo": json.dumps(state.memo), "round": str(state.round)}
+    meta = {"memo": json.dumps(state.memo), "round": str(state.round), "ledger": state.ledger}
     write_arrays(folder / f"{client:06d}-{state.round:06d}.safetensors", arrays, meta)
 
 
@@ -40,14 +40,14 @@ def read(path: Path) -> ClientState:
     """
     arrays, meta = read_arrays(path)
     try:
-        memo, last = json.loads(meta["memo"]), int(meta["round"])
+        memo, last, ledger = json.loads(meta["memo"]), int(meta["round"]), meta["ledger"]
     except (KeyError, ValueError) as error:
         raise ResumeError(f"{path} is not a client state: delete it, or start the run anew") from error
     groups: dict[str, Arrays] = {"local": {}, "mine": {}, "residual": {}}
     for key, value in arrays.items():
         group, _, name = key.partition("/")
         groups[group][name] = value
-    return ClientState(groups["local"], groups["mine"], memo, last, groups["residual"])
+    return ClientState(groups["local"], groups["mine"], memo, last, groups["residual"], ledger)
 
 
 def prune(folder: Path, client: int, at_most: int) -> None:

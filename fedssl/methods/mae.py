@@ -77,11 +77,11 @@ class MaskedAutoencoder(SSLMethod):
 
 def patches(x: Tensor, side: int) -> Tensor:
     """(B, C, H, W) or (B, C, T) cut into (B, P, C * side * side) or (B, P, C * side), row by row."""
-    for axis in range(2, x.dim()):
-        x = x.unfold(axis, side, side)  # (B, C, blocks..., side...)
-    blocks = (x.dim() - 2) // 2
-    order = [0, *range(2, 2 + blocks), 1, *range(2 + blocks, x.dim())]
-    return x.permute(order).flatten(1, blocks).flatten(2)
+    sides = [n for axis in x.shape[2:] for n in (axis // side, side)]
+    x = x.reshape(*x.shape[:2], *sides)  # (B, C, blocks, side, ...)
+    count = (x.dim() - 2) // 2
+    order = [0, *range(2, 2 + 2 * count, 2), 1, *range(3, 3 + 2 * count, 2)]
+    return x.permute(order).flatten(1, count).flatten(2)
 
 
 def whole(hidden: Tensor, sides: torch.Size, patch: int) -> Tensor:

@@ -49,11 +49,13 @@ def demonstrate(target: Run, batch_size: int) -> Inversion:
         generator = seeds.torch_stream(target.seed, "audit", "inversion", "views", device=target.device)
         return job.data.augment.views(x, generator, job.method.views)
 
-    job.gradient.admit(job.method, model)
+    job.privacy.admit(job.method, model, shard, job.data.augment)
+    local = job.local
+    transform = job.privacy.planned(len(shard), local.batch_size, local.epochs, job.rounds_of(client))
     gradient_of(job.method, model, draw(records))  # refuses what cannot be differentiated so, before the search
     model.zero_grad(set_to_none=True)
     noise = seeds.stream(target.seed, "audit", "inversion", "noise")
-    job.gradient.backward(job.method, model, Batch(list(draw(records)), index), Step(1, 1, 0, 1), noise)
+    transform.backward(job.method, model, Batch(list(draw(records)), index), Step(1, 1, 0, 1), noise)
     discard_statistics(model)
     sent = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad]
     generator = seeds.torch_stream(target.seed, "audit", "inversion", "guess", device=target.device)

@@ -21,6 +21,7 @@ from fedssl.client import fit
 from fedssl.datasets.base import Data, Shard
 from fedssl.evaluation import encode
 from fedssl.files import read_arrays, write_arrays
+from fedssl.gradient import PlainGradient
 from fedssl.job import Job, split
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model, load_arrays, seed_parameters, to_arrays
@@ -131,7 +132,7 @@ class Baseline:
                     Shard.of(seen, rows),
                     job.data.augment,
                     local,
-                    gradient=job.gradient,
+                    gradient=PlainGradient(),
                     round=at,
                     rounds=job.federation.rounds,
                     seed=job.seed,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedssl import config, seeds
 from fedssl.client import fit
+from fedssl.gradient import PlainGradient
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step
 from fedssl.methods.byol import BYOL
 from fedssl.model import Model, derive, pairs
@@ -113,8 +114,8 @@ class Path:
         kept = seeds.stream(0, "study", "teacher", "weights").choice(total, min(_KEPT, total), replace=False)
         method = _Recorded(job.method, torch.from_numpy(np.sort(kept)))
         everything = train.shard(np.arange(len(train)), 0)
-        fit(method, model, everything, job.data.augment, job.local, gradient=job.gradient, round=1, rounds=1, seed=seed,
-            client=0)  # fmt: skip
+        fit(method, model, everything, job.data.augment, job.local, gradient=PlainGradient(), round=1, rounds=1,
+            seed=seed, client=0)  # fmt: skip
         students, teachers = (torch.stack(each).double().numpy() for each in (method.students, method.teachers))
         return cls(decay, students, teachers)
 

@@ -1,0 +1,175 @@
+"""Each record's own gradient: that of the loss of all its views, differentiated alone, then clipped and added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum, auto
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from fedssl.errors import PrivacyError
+from fedssl.gradient import split
+from fedssl.method import Batch, LossOutput, SSLMethod, Step
+from fedssl.model import Model
+
+
+class Engine(StrEnum):
+    """How the gradients of single records are found; all give the same numbers."""
+
+    vmap = auto()  # torch.func: one vectorised pass over records; the fastest
+    hooks = auto()  # opacus: for networks that vmap cannot trace
+    loop = auto()  # one record after another: for anything, slowly
+
+
+@dataclass(frozen=True)
+class Records:
+    """The gradients of some records, and what their loss returned.
+
+    Attributes:
+        gradients: for each trainable parameter (n, *shape).
+        losses: (n,) detached.
+        features: (n, D) detached.
+        aux: the methods' own tensors, with a leading n.
+    """
+
+    gradients: Sequence[Tensor]
+    losses: Tensor
+    features: Tensor
+    aux: Mapping[str, Tensor]
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that gradients reach, in the model's order: all of them are clipped together and noised."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+class _Objective(nn.Module):
+    """The loss of one record, as a batch of one, as a module whose parameters can be replaced."""
+
+    def __init__(self, method: SSLMethod, model: Model) -> None:
+        super().__init__()
+        self.method, self.model = method, model
+
+    def forward(self, views: Sequence[Tensor], index: Tensor, batch: Batch, step: Step) -> LossOutput:
+        alone = Batch([view[None] for view in views], index[None], batch.public, batch.public_index)
+        return self.method.loss(self.model, alone, step)
+
+
+def by_vmap(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Records:
+    """Vectorised over the records of a batch whose views are tensors; its memory is records times parameters.
+
+    A layer that normalises over the batch sees one record here, so it could not couple records even if admitted.
+    """
+    objective = _Objective(method, model)
+    names = [name for name, p in objective.named_parameters() if p.requires_grad]
+    values = {name: p.detach() for name, p in objective.named_parameters() if p.requires_grad}
+
+    def loss(parameters: dict[str, Tensor], views: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Any]:
+        out: LossOutput = functional_call(objective, parameters, (views, index, batch, step))
+        return out.loss, (out.features[0].detach(), {key: value.detach() for key, value in out.aux.items()})
+
+    each = vmap(grad_and_value(loss, has_aux=True), in_dims=(None, 0, 0), randomness="different")
+    gradients, (losses, (features, aux)) = each(values, list(batch.views), batch.index)
+    return Records([gradients[name] for name in names], losses.detach(), features, aux)
+
+
+def by_loop(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Records:
+    """Record by record: the definition, which the others are tested against."""
+    parameters = trainable(model)
+    rows: list[list[Tensor]] = []
+    outs: list[LossOutput] = []
+    for alone in singles(batch):
+        out = method.loss(model, alone, step)
+        found = torch.autograd.grad(out.loss, parameters, allow_unused=True)
+        rows.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)])
+        outs.append(out)
+    return Records(
+        [torch.stack(column) for column in zip(*rows, strict=True)],
+        torch.stack([out.loss.detach() for out in outs]),
+        torch.cat([out.features.detach() for out in outs]),
+        {key: torch.stack([out.aux[key].detach() for out in outs]) for key in outs[0].aux},
+    )
+
+
+def by_hooks(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Records:
+    """Opacus' hooks on one batch: exact for losses without coupling whose forward passes see one row a record.
+
+    Raises:
+        PrivacyError: a parameter was left without gradients of records, for example because it belongs to no layer
+            that opacus knows.
+    """
+    from opacus.grad_sample import GradSampleModule  # opacus takes a second to import
+
+    wrapped = GradSampleModule(model, loss_reduction="mean", strict=False)
+    changing = [module for module in model.modules() if getattr(module, "inplace", False)]
+    for module in changing:  # hooks hand on views, which may not be written to
+        module.inplace = False  # type: ignore[assignment]  # of activations
+    try:
+        out = method.loss(model, batch, step)
+        if out.per_example is None:
+            raise PrivacyError(
+                f"{type(method).__name__} names no loss of single records, so hooks cannot tell them apart: use "
+                "privacy.engine=vmap"
+            )
+        out.per_example.mean().backward()  # type: ignore[no-untyped-call]  # torch's own signature is untyped
+        gradients = []
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            found = getattr(parameter, "grad_sample", None)
+            if not isinstance(found, Tensor) or len(found) != len(batch.index):
+                raise PrivacyError(
+                    f"opacus' hooks give no gradient for each record at {name}: use privacy.engine=vmap or loop"
+                )
+            gradients.append(found.detach())
+            parameter.grad_sample = parameter.grad = None  # type: ignore[attr-defined]
+    finally:
+        wrapped.remove_hooks()
+        for module in changing:
+            module.inplace = True  # type: ignore[assignment]
+    return Records(gradients, out.per_example.detach(), out.features.detach(), {})
+
+
+def by_engine(engine: Engine, method: SSLMethod, model: Model, batch: Batch, step: Step) -> Records:
+    """As the engine says; views that are no tensors, such as graphs, go through the loop."""
+    if engine is Engine.loop or not all(isinstance(view, Tensor) for view in batch.views):
+        return by_loop(method, model, batch, step)
+    return (by_hooks if engine is Engine.hooks else by_vmap)(method, model, batch, step)
+
+
+def singles(batch: Batch) -> Iterator[Batch]:
+    """Batches of one record each."""
+    return pieces(batch, 1)
+
+
+def pieces(batch: Batch, size: int) -> Iterator[Batch]:
+    """Consecutive batches of at most `size` records, with the same public examples beside each."""
+    for *views, index in zip(*(split(view, size) for view in batch.views), split(batch.index, size), strict=True):
+        yield Batch(views, index, batch.public, batch.public_index)
+
+
+def norms(gradients: Iterable[Tensor]) -> Tensor:
+    """(n,) the length of each record's gradient over all parameters, in float64 so that no small one is lost."""
+    return torch.stack([g.flatten(1).double().square().sum(1) for g in gradients]).sum(0).sqrt()
+
+
+def clipped_sum(gradients: Sequence[Tensor], clip_norm: float) -> list[Tensor]:
+    """The sum over records of their gradients, each shortened to at most `clip_norm` (Abadi et al. 2016).
+
+    A gradient that is not finite counts as none: one bad record may not decide whether the others are heard.
+    """
+    lengths = norms(gradients)
+    sound = lengths.isfinite()
+    factors = torch.where(sound, (clip_norm / lengths).clamp(max=1.0), 0.0)
+    return [
+        torch.einsum("n,n...->...", factors.to(g.dtype), torch.where(_as(sound, g), g, torch.zeros_like(g)))
+        for g in gradients
+    ]
+
+
+def _as(mask: Tensor, gradient: Tensor) -> Tensor:
+    return mask.view(-1, *([1] * (gradient.dim() - 1)))

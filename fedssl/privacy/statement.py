@@ -1,0 +1,107 @@
+"""What a run says of its privacy, in `privacy.json`: the whole claim, what it has cost, and what it does not cover."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedssl.privacy.accountant import FAST, Accountant, Release, compose, worst
+
+DELTAS = tuple(10.0**-k for k in range(3, 11))
+NOT_COVERED = (
+    "what is measured on the server of the clients' examples or their labels: kNN, probes, the collapse monitor",
+    "choosing hyper-parameters, rounds or seeds by looking at results",
+    "copies of a record, on one client or on two: each copy is a record of its own",
+    "which clients take part, when, and how long they take",
+)
+SEEDED = "whoever knows the seed of the run, from which noise and samples follow: privacy.secure=true for real use"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a mechanism claims, in words.
+
+    Attributes:
+        unit: record or client.
+        relation: which data sets are neighbours.
+        adversary: who sees what.
+        sampler: which units a release sees.
+        released: what is noised, and what follows from it.
+        delta: of every epsilon of the run.
+        budget: the largest epsilon, or None.
+        seeded: whether whoever knows the run's seed can take the noise off.
+        public: what is taken as public although it is said of the examples.
+    """
+
+    unit: str
+    relation: str
+    adversary: str
+    sampler: str
+    released: str
+    delta: float
+    budget: float | None
+    seeded: bool
+    public: tuple[str, ...] = ()
+
+
+def nothing() -> dict[str, Any]:
+    """The statement of a run that claims nothing."""
+    return {"unit": None, "epsilon": None, "says": "No differential privacy is claimed."}
+
+
+def spent(rows: Iterable[Mapping[str, Any]]) -> dict[int, Release]:
+    """By client, its releases so far, from the rows of clients.jsonl; only what it says last counts."""
+    last: dict[int, Release] = {}
+    for row in rows:
+        if "spent" in row:
+            last[int(row["client"])] = Release(row["noise_multiplier"], row["sample_rate"], int(row["spent"]))
+    return last
+
+
+def running(releases: Sequence[Release], delta: float) -> float | None:
+    """The largest epsilon so far, quickly and a little too large; None before the first release."""
+    found = worst(releases, delta)
+    return None if found is None else compose([found], delta, grid=FAST)
+
+
+def statement(declared: Declared, releases: Sequence[Release]) -> dict[str, Any]:
+    """The whole statement, for the client or federation that has spent most.
+
+    Args:
+        declared: the claim.
+        releases: one for each data set, which share no unit, so the largest epsilon is that of the run.
+    """
+    found = worst(releases, declared.delta)
+    content: dict[str, Any] = asdict(declared)
+    if found is None:
+        return {**content, "epsilon": 0.0, "not_covered": _holes(declared)}
+    costs = {name: _number(compose([found], declared.delta, name)) for name in Accountant}
+    rdp = [(delta, _number(compose([found], delta, grid=FAST))) for delta in DELTAS]
+    return {
+        **content,
+        "epsilon": costs[Accountant.pld],
+        "accountants": costs,
+        "curve": [{"delta": delta, "epsilon": value} for delta, value in rdp],
+        "worst": asdict(found),
+        "data_sets": len(releases),
+        "not_covered": _holes(declared),
+        "says": sentence(declared, costs[Accountant.pld]),
+    }
+
+
+def sentence(declared: Declared, epsilon: float | None) -> str:
+    """The claim in one sentence."""
+    cost = "no epsilon" if epsilon is None else f"ε = {epsilon:.2f}"
+    return (
+        f"{cost} at δ = {declared.delta:g} for one {declared.unit} ({declared.relation}), against {declared.adversary}"
+    )
+
+
+def _holes(declared: Declared) -> list[str]:
+    return [*NOT_COVERED, *declared.public, *((SEEDED,) if declared.seeded else ())]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
