@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from simulations.audits.target import Claim, Run
 
 _POINTS = 200  # of a curve that is drawn
 _UNLIKE = 0.001  # p-value below which members and others are not alike
+_CANARIES = 2000  # at least, over all repetitions
 _CANARY = 1e3  # length of a canary's gradient, far above any clipping norm
 USAGE = "fedssl audit runs/NAME [--examples 1000] [--seed 0] [--shadows 8] [--inversion 2]"
 
@@ -157,23 +160,28 @@ def _has_canaries(target: Run) -> bool:
 
 
 def _canaries(target: Run, confidence: float) -> float:
-    """One run of the gradients' code with canaries for the records of the client that made the most steps."""
+    """The gradients' code, as often as the client with the most steps, with canaries for all of its records.
+
+    Again and again, until there are enough canaries to see something.
+    """
     job, done = target.job, target.steps
     client = max(done, key=lambda each: (sum(done[each]), -each))
-    size, epochs, rounds = job.local.batch_size, job.local.epochs, iter(done[client])
-    transform = job.privacy.planned(len(target.parts[client]), size, epochs, job.rounds_of(client))
+    size, epochs, rounds = job.local.batch_size, job.local.epochs, itertools.cycle(done[client])
+    n = len(target.parts[client])
+    transform = job.privacy.planned(n, size, epochs, job.rounds_of(client))
 
     def mechanism(gradients: Any, rng: np.random.Generator) -> Any:
         return through(transform, batch_size=size, epochs=epochs, limit=next(rounds))(gradients, rng)
 
     return one_run(
         mechanism,
-        canaries=len(target.parts[client]),
+        canaries=n,
         length=_CANARY,
         seed=target.seed,
         delta=target.claim.delta,
         confidence=confidence,
         steps=len(done[client]),
+        repeats=math.ceil(_CANARIES / n),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +12,14 @@ import torch
 from broken import rows, sums
 from torch import Tensor
 
-from fedssl.errors import ConfigError
+from fedssl.errors import ConfigError, PrivacyError
 from fedssl.gradient import PlainGradient
+from fedssl.methods.simclr import SimCLR
+from fedssl.privacy.accountant import epsilon
 from fedssl.privacy.audit.bounds import gdp_lower_bound
 from fedssl.privacy.audit.mechanism import Scores, dirac, one_run, repeated_runs, through
+from fedssl.privacy.example_dp import ExampleDP
+from fedssl.privacy.record_dp import Planned
 from fedssl.privacy.release import gaussian_epsilon
 
 DELTA = 1e-5
@@ -127,3 +133,56 @@ def test_gradients_go_through_the_transform_that_trains() -> None:
     plain = through(PlainGradient(), batch_size=4, epochs=2)
     torch.testing.assert_close(plain(given, np.random.default_rng(0)), 2 * given.sum(0) / 4)
     assert one_run(through(PlainGradient(), batch_size=64), canaries=200, length=1.0, seed=0) > 3
+
+
+def private(noise: float, rounds: int, n: int) -> Planned:
+    """DP-SGD as a client trains by it, one step a round, a tenth of the records in each."""
+    mechanism = ExampleDP(epsilon=None, noise_multiplier=noise, sample_rate=0.1, clip_norm=0.5, micro_batch=64)
+    return mechanism.planned(n, n // 10, 1, rounds)
+
+
+def test_the_dp_sgd_that_trains_holds_what_it_claims() -> None:
+    planned = private(noise=0.7, rounds=1, n=300)
+    whole = through(planned, batch_size=30)  # an epoch: ten steps
+    claimed = epsilon(0.7, 0.1, 10, DELTA)
+    found = one_run(whole, canaries=300, length=100.0, seed=0, delta=DELTA, repeats=5)
+    assert 0.3 < found < claimed
+
+
+def test_dp_sgd_with_a_reset_accountant_is_found() -> None:
+    planned = private(noise=1.5, rounds=30, n=200)
+    one_epoch, all_epochs = (epsilon(1.5, 0.1, 10 * epochs, DELTA) for epochs in (1, 30))
+    mechanism = through(planned, batch_size=20)
+    found = one_run(mechanism, canaries=200, length=100.0, seed=0, delta=DELTA, steps=30, repeats=5)
+    assert one_epoch < found < all_epochs
+
+
+class Louder(ExampleDP):
+    """Broken: contributions are clipped to eight times the norm that the noise is for."""
+
+    def noisy_sum(self, *arguments: Any) -> Any:
+        method, model, batch, step, planned, noise = arguments
+        quiet = replace(planned, noise_multiplier=planned.noise_multiplier / 8)
+        return ExampleDP.noisy_sum(
+            replace(self, clip_norm=8 * self.clip_norm), method, model, batch, step, quiet, noise
+        )
+
+
+def test_dp_sgd_that_clips_to_another_norm_is_found() -> None:
+    sound = ExampleDP(epsilon=None, noise_multiplier=2.0, sample_rate=1.0)
+    broken = Louder(epsilon=None, noise_multiplier=2.0, sample_rate=1.0)
+    claimed = epsilon(2.0, 1.0, 1, DELTA)
+    bounds = [
+        one_run(
+            through(each.planned(250, 250, 1, 1), batch_size=250),
+            canaries=250, length=100.0, seed=0, delta=DELTA, repeats=2,
+        )
+        for each in (sound, broken)
+    ]  # fmt: skip
+    assert bounds[0] < claimed < bounds[1]
+
+
+def test_info_nce_is_refused_where_the_audit_finds_it() -> None:
+    """What per-row clipping gets wrong, the project's own DP-SGD does not begin."""
+    with pytest.raises(PrivacyError):
+        ExampleDP().check(SimCLR())

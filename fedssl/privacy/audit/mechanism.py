@@ -79,6 +79,7 @@ def one_run(
     delta: float = 0.0,
     confidence: float = 0.95,
     steps: int = 1,
+    repeats: int = 1,
     company: Tensor | None = None,
 ) -> float:
     """A lower bound of epsilon from one run with many Dirac canaries, each there by a fair coin of its own.
@@ -92,18 +93,23 @@ def one_run(
         seed: of the coins and the noise.
         delta, confidence: see `bounds.one_run_lower_bound`.
         steps: whose sums are added up before they are scored.
+        repeats: independent runs, which count as one with so many times m canaries: each coin reaches one of them only.
         company: (n, D) gradients of records that are always there, D at least m; none by default, with D = m.
     """
     dim = canaries if company is None else company.shape[1]
     records = dirac(canaries, dim, length)
-    included = seeds.stream(seed, "audit", "coins").random(canaries) < 0.5
-    there = records * torch.from_numpy(included)[:, None]
-    there = there if company is None else torch.cat((there, company.to(there)))
-    noise = seeds.stream(seed, "audit", "noise")
-    total = torch.zeros(dim, dtype=torch.float64)
-    for _ in range(steps):
-        total += mechanism(there, noise).double()
-    return guess_bound(total[:canaries].numpy(), included, delta=delta, confidence=confidence)
+    scores, coins = [], []
+    for run in range(repeats):
+        included = seeds.stream(seed, "audit", "coins", run).random(canaries) < 0.5
+        there = records * torch.from_numpy(included)[:, None]
+        there = there if company is None else torch.cat((there, company.to(there)))
+        noise = seeds.stream(seed, "audit", "noise", run)
+        total = torch.zeros(dim, dtype=torch.float64)
+        for _ in range(steps):
+            total += mechanism(there, noise).double()
+        scores.append(total[:canaries].numpy())
+        coins.append(included)
+    return guess_bound(np.concatenate(scores), np.concatenate(coins), delta=delta, confidence=confidence)
 
 
 @dataclass(frozen=True)
