@@ -76,6 +76,20 @@ def test_a_false_claim_is_contradicted_by_the_code_that_trained(
     assert inspect_audit.main([str(copied)]) == 0
 
 
+def test_a_private_run_holds_its_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """DP-SGD end to end: the bounds are below the epsilon of its ledger, and above one that is too small."""
+    private = ("privacy=example", "privacy.epsilon=null", "privacy.noise_multiplier=0.8", "local.batch_size=8")
+    run = execute(config.compose([*tiny(*LAYER, *private), f"out={tmp_path}", "name=dp"])).path
+    assert inspect_audit.main([str(run), "--examples", "30"]) == 0
+    assert "no attack contradicts epsilon=" in capsys.readouterr().out
+    found = json.loads((run / "audit.json").read_text())
+    bounds = {bound["name"]: bound for bound in found["bounds"]}
+    assert 0.3 < bounds["gradient canaries"]["epsilon"] < found["claim"]["epsilon"]
+    told = json.loads((run / "privacy.json").read_text())
+    (run / "privacy.json").write_text(json.dumps({**told, "epsilon": bounds["gradient canaries"]["epsilon"] - 0.1}))
+    assert inspect_audit.main([str(run), "--examples", "30"]) == 1
+
+
 def test_shadow_runs_and_inversion(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inversion_demo, "STEPS", 20)
     assert inspect_audit.main([str(copied), "--shadows", "3", "--inversion", "1", "--examples", "40"]) == 0
@@ -89,6 +103,12 @@ def test_shadow_runs_and_inversion(copied: Path, monkeypatch: pytest.MonkeyPatch
     assert shadow["seed"] != RunDirectory(copied).config()["seed"]
     assert inspect_audit.main([str(copied), "--shadows", "3"]) == 0
     assert (copied / "shadows" / "00" / "summary.json").stat().st_mtime_ns == before, "it was not trained again"
+    for told, spoken_of in (({}, True), ({"public": ["the number of records"]}, False), ({"unit": "client"}, True)):
+        claim(copied / "shadows" / "00", epsilon=3.0, **told)
+        assert inspect_audit.main([str(copied), "--shadows", "3"]) == 0
+        last = json.loads((copied / "audit.json").read_text())["bounds"][-1]
+        assert last["name"] == "LiRA, shadow runs"
+        assert (last["claim"]["epsilon"] == 3.0) == spoken_of, "a coin changes how many records a client has"
 
 
 def test_members_are_those_who_took_part(tmp_path: Path) -> None:

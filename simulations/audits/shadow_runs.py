@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def attack(
 
     Returns:
         The attack on the run; what was found on shadow runs, its scores of members and others; and the claim of the
-        first shadow run, which has half as many records and so an epsilon of its own.
+        first shadow run, which has half as many records and so an epsilon of its own, or none that this bound is about.
     """
     n, k = len(target.data.train), len(runs)
     included = np.stack([coins(n, target.seed, i)[target.members] for i in range(k)])
@@ -76,9 +77,13 @@ def attack(
     scores = np.stack(ratios)
     members, others = scores[included], scores[~included]
     claim = Claim.of(runs[0])
-    # A coin adds or removes a record, which a claim for replaced ones does not speak of.
-    spoken_of = not claim.replaced
-    bound = guess_bound(scores[0], included[0], delta=claim.delta, confidence=confidence) if spoken_of else 0.0
+    # A coin adds or removes a record, and so changes how many a client has. A claim for clients is about another client
+    # then; one for records is silent if it is about replaced ones, or takes their number as public.
+    of_clients = claim.unit != "record"
+    halved = of_clients and not claim.replaced
+    bound = guess_bound(scores[0], included[0], delta=claim.delta, confidence=confidence, replaced=halved)
+    if not of_clients and (claim.replaced or claim.counted):
+        claim = replace(claim, epsilon=None)
     on_shadows = Attack("LiRA, shadow runs", members, others, f"{ABOUT} with and without the example ({k - 1})")
     return on_run, finding(on_shadows, bound, seed=target.seed), (members, others), claim
 

@@ -35,6 +35,7 @@ class Claim:
     delta: float = DELTA
     unit: str = "record"
     relation: str = "added or removed"
+    counted: bool = False  # whether the number of records is taken as public
 
     @property
     def replaced(self) -> bool:
@@ -57,6 +58,7 @@ class Claim:
             float(told.get("delta") or DELTA),
             str(told.get("unit", cls.unit)),
             str(told.get("relation", cls.relation)),
+            any("number of" in text for text in told.get("public") or ()),
         )
 
     def contradicted_by(self, epsilon: float) -> bool:
