@@ -12,6 +12,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 
 from fedssl import seeds
+from fedssl.aggregation.admission import refuse
+from fedssl.aggregation.base import Aggregation, Planned
 from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
 from fedssl.compression import Compression
@@ -63,7 +65,10 @@ class Job:
         "checkpoint_every": int,
     }
     OPTIONAL = ("public", "encoders")  # null, or examples that everybody may read; null, or encoders of clients
-    GROUPS = ("method", "encoder", "data", "partition", "participation", "strategy", "privacy", "compression")
+    GROUPS = (
+        *("method", "encoder", "data", "partition", "participation", "strategy", "privacy", "compression"),
+        "aggregation",
+    )
     SECTIONS = ("local", "federation", "evaluate", "payload")
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
@@ -163,6 +168,21 @@ class Job:
         return cast(Compression, build(self.tree["compression"], "compression"))
 
     @cached_property
+    def aggregation(self) -> Aggregation:
+        """How the updates of a round become what the strategy merges."""
+        return cast(Aggregation, build(self.tree["aggregation"], "aggregation"))
+
+    @property
+    def private(self) -> bool:
+        """Whether anything is to be hidden, so that no randomness of a round may be used twice."""
+        return self.privacy.private or not self.aggregation.each
+
+    @property
+    def planned(self) -> Planned:
+        """The run as far as aggregations read it."""
+        return Planned(self.federation.clients, self.federation.rounds, self.seed, self.participation)
+
+    @cached_property
     def local(self) -> Local:
         """Local training."""
         return cast(Local, construct(Local, self.tree["local"], "local"))
@@ -210,6 +230,7 @@ class Job:
         """
         _ = self.method, self.encoder, self.encoders, self.data, self.partition, self.privacy
         _ = self.local, self.federation, self.participation, self.evaluate, self.consent, self.compression
+        _ = self.aggregation
         if self.tree.get("public") is not None:
             build(self.tree["public"], "public")
         self.strategy()
@@ -248,6 +269,9 @@ class Job:
             raise ConfigError(f"{method} as configured reads public examples and there are none: add data@public=NAME")
         self._check_others(data, modality)
         self._check_summaries(method, self._word("strategy"))
+        if not self.aggregation.each:
+            refuse(self.strategy(), self.method.summaries, self.compression, self.federation.quorum, self.privacy)
+        self.aggregation.admit(self.planned)
 
     def _maker(self, summary: str) -> str:
         """The word for the method that makes a summary: the chosen one, or one that it wraps."""

@@ -119,7 +119,7 @@ class Monitor:
             if part in partial:
                 mine[part]["partial"] = True  # some of its arrays are the clients' own, so it is nobody's model
         _compare(after.queries, {client: seen.queries for client, seen in clients.items()}, mine, theirs)
-        examples = {int(reply["client"]): int(reply["examples"]) for reply in replies}
+        examples = {int(reply["client"]): int(reply["examples"]) for reply in replies if "examples" in reply}
         _add(mine, watch.weights.compare(merged, examples))
         motions = {int(reply["client"]): _motion(reply) for reply in replies}
         _add(mine, _mean_motion(motions, examples))

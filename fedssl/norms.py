@@ -79,6 +79,15 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
+def variance_keys(model: nn.Module) -> frozenset[str]:
+    """The names of running variances: noise must not leave one below zero."""
+    return frozenset(
+        f"{prefix}.running_var"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
+    )
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer: decided by its type, never by its name."""
     return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm)

@@ -51,7 +51,7 @@ class Entry:
     dtype: str
     bytes: int  # before compression
     per_example: bool  # holds data of single examples, or has a size that follows their number
-    differentially_private: bool  # it is a function of what was released with noise, or of nothing private
+    differentially_private: bool  # of itself, as it leaves the client
     why: str
 
 
@@ -99,7 +99,7 @@ def _entry(job: Job, name: str, value: np.ndarray, why: str, follows: bool = Fal
     """Of one array; `follows` says that its size is that of a client."""
     holders = {part.name for part in job.method.parts if part.holds_examples or part.sized}
     part = part_of(name)
-    private = job.privacy.private
+    private = job.privacy.private or job.aggregation.private_uploads
     return Entry(name, part, value.shape, str(value.dtype), value.nbytes, follows or part in holders, private, why)
 
 
@@ -199,17 +199,22 @@ def manifest(job: Job, data: Data, parts: Sequence[np.ndarray]) -> dict[str, Any
     except FedsslError:
         said = {}  # the clients will meet the same refusal, and it is theirs to tell
     private = job.privacy.private
-    sent = {name: why for name, why in SCALARS.items() if name not in (_OPEN if private else _PRIVATE)}
-    numbers = [Entry(name, "", (), "float64", 8, False, private, why) for name, why in {**sent, **said}.items()]
+    told_of = {name: why for name, why in SCALARS.items() if name not in (_OPEN if private else _PRIVATE)} | said
+    if not job.aggregation.each:
+        told_of = {name: told_of[name] for name in ("partition-id", *(_PRIVATE if private else ()))}
+    numbers = [Entry(name, "", (), "float64", 8, False, private, why) for name, why in told_of.items()]
     up, down = ({name: np.empty(e.shape, e.dtype) for name, e in entries.items()} for entries in (arrays, told))
     parameters = layout_of(model, job.method.parts).parameters
-    left_out = {str(c): sorted(untrained(data, c, arrays)) for c in range(len(parts))}
+    silent = range(len(parts)) if job.aggregation.each else ()  # else what a client lacks is sent as no change
+    left_out = {str(c): sorted(untrained(data, c, arrays)) for c in silent}
     return {
         "up": [asdict(entry) for entry in [*arrays.values(), *numbers]],
         "down": [asdict(entry) for entry in told.values()],
         "left_out": {client: names for client, names in left_out.items() if names},
         "compression": {key: value for key, value in job.tree["compression"].items() if key != "_target_"},
-        "bytes_up": job.compression.up_bytes(up, parameters),
+        "bytes_up": (
+            job.compression.up_bytes(up, parameters) if job.aggregation.each else job.aggregation.up_bytes(up)
+        ),
         "bytes_down": job.compression.down_bytes(down, parameters),
     }
 

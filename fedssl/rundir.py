@@ -33,6 +33,7 @@ class Checkpoint:
     arrays: Arrays
     strategy: tuple[Arrays, dict[str, Any]]  # arrays and scalars of the strategy's own state
     past: Mapping[int, Arrays] = field(default_factory=dict)  # earlier models, by round, that stale turns began with
+    aggregation: tuple[Arrays, Mapping[str, float]] = field(default_factory=lambda: ({}, {}))  # its memory
 
 
 class RunDirectory:
@@ -145,12 +146,39 @@ class RunDirectory:
 
         The note outlives a kill and is never cut back: what clients release in a round that is lost has been released.
         """
-        path = self.path / ATTEMPTS
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"round": at}) + "\n")
+        self._note({"round": at})
+        return self.attempts().count(at)
+
+    def attempts(self) -> list[int]:
+        """The rounds that have begun, in order, whatever became of them."""
+        return [int(row["round"]) for row in self.rows(ATTEMPTS) if "round" in row]
+
+    def resumed(self, done: int) -> None:
+        """Note that the run goes on after round `done`: what had begun after it is lost."""
+        if (self.path / ATTEMPTS).exists():
+            self._note({"resumed after": done})
+
+    def lost(self) -> list[tuple[int, int]]:
+        """The rounds, with the number of the attempt, that had begun and are not part of the run."""
+        begun: list[tuple[int, int]] = []
+        lost: list[tuple[int, int]] = []
+        counts: dict[int, int] = {}
+        for row in self.rows(ATTEMPTS):
+            if "round" in row:
+                at = int(row["round"])
+                counts[at] = counts.get(at, 0) + 1
+                begun.append((at, counts[at]))
+            else:
+                done = int(row["resumed after"])
+                lost += [each for each in begun if each[0] > done]
+                begun = [each for each in begun if each[0] <= done]
+        return lost
+
+    def _note(self, row: Mapping[str, int]) -> None:
+        with (self.path / ATTEMPTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        return sum(row["round"] == at for row in self.rows(ATTEMPTS))
 
     def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The rows of a log; a line cut off by a kill is left out."""
@@ -194,6 +222,9 @@ class RunDirectory:
         if point.past:
             past = {f"{at}/{key}": value for at, model in point.past.items() for key, value in model.items()}
             write_arrays(folder / "past.safetensors", past)
+        arrays, numbers = point.aggregation
+        if arrays or numbers:
+            write_arrays(folder / "aggregation.safetensors", arrays, {"numbers": json.dumps(dict(numbers))})
         write_text(self.path / "checkpoints" / "LATEST", folder.name)
         for old in (self.path / "checkpoints").glob("[0-9]*"):
             if old.name != folder.name:
@@ -221,11 +252,15 @@ class RunDirectory:
             scalars = json.loads(meta["scalars"])
         except (KeyError, ValueError) as error:
             raise ResumeError(f"{folder} is damaged: start the run anew under another name") from error
+        memory: tuple[Arrays, dict[str, float]] = ({}, {})
+        if (folder / "aggregation.safetensors").exists():
+            own, meta = read_arrays(folder / "aggregation.safetensors")
+            memory = own, json.loads(meta["numbers"])
         past: dict[int, Arrays] = {}
         if (folder / "past.safetensors").exists():
             for key, value in read_arrays(folder / "past.safetensors")[0].items():
                 past.setdefault(int(key.partition("/")[0]), {})[key.partition("/")[2]] = value
-        return Checkpoint(int(name), arrays, (state, scalars), past)
+        return Checkpoint(int(name), arrays, (state, scalars), past, memory)
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

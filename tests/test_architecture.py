@@ -44,7 +44,7 @@ LAYERS = (
         "seen",
         "duplicates",
     },
-    {"methods", "wrapper", "decorrelated", "gradient", "client", "workshop", "privacy"},
+    {"methods", "wrapper", "decorrelated", "gradient", "client", "workshop", "privacy", "aggregation"},
     {"sections", "job", "setup", "payload", "shards", "rundir", "provenance", "progress"},
     {
         "evaluation",

@@ -10,7 +10,24 @@ from fedssl.flower.rule import PartRule
 from fedssl.job import Job, Owner
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays, Share, part_of
-from fedssl.setup import build_model, shares_of
+from fedssl.setup import build_model, shares_of, untrained
+
+
+def senders(job: Job, data: Any, strategy: Any, shares: Mapping[str, Share]) -> None:
+    """Refuse a strategy that merges whole models only, if some client will send a part of one.
+
+    Raises:
+        ConfigError: for the first such client.
+    """
+    if not job.aggregation.each or (isinstance(strategy, PartRule) and strategy.reads == "mean"):
+        return  # what a client lacks is no change, where changes are averaged before the strategy
+    merged = [key for key, share in shares.items() if share is Share.merge]
+    short = [c for c in range(job.federation.clients) if untrained(data, c, merged)]
+    if short:
+        raise ConfigError(
+            f"client {short[0]} lacks a modality and sends no arrays of its tower, but {type(strategy).__name__} "
+            "merges whole models only: use strategy=fedavg, or give every client both (data.holds=[both])"
+        )
 
 
 def received(strategy: Any, shares: Mapping[str, Share]) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedssl import payload, seeds, tree
+from fedssl.aggregation.base import Sender
 from fedssl.client import Pull, fit
 from fedssl.flower import codec, state_files
+from fedssl.flower.aggregation import clients
 from fedssl.flower.codec import ClientState, Memo
 from fedssl.flower.rule import Own, PartRule
 from fedssl.job import Job, parse
@@ -85,6 +87,17 @@ def _pull(worker: _Worker) -> Pull | None:
     return Pull.towards_now(worker.strategy.proximal, shared)
 
 
+def _shares(job: Job, client: int, config: ConfigRecord) -> dict[tuple[int, int], float]:
+    """By round and attempt: the share of a round that this client was asked for in what a kill has lost."""
+    rounds, attempts = (cast(list[int], config.get(f"lost-{name}", [])) for name in ("rounds", "attempts"))
+    return {
+        (at, attempt): turn.work
+        for at, attempt in zip(rounds, attempts, strict=True)
+        for turn in job.attendance(at).turns
+        if turn.client == client
+    }
+
+
 def _weights(job: Job, arrays: Arrays) -> Arrays:
     """Those of all arrays that are no summaries of data."""
     return {key: value for key, value in arrays.items() if part_of(key) not in job.method.summaries}
@@ -118,7 +131,8 @@ def train(message: Message, context: Context) -> Message:
     rounds = job.rounds_of(client) if job.privacy.private else 0
     gradient = job.privacy.planned(len(shard), job.local.batch_size, job.local.epochs, rounds)
     agree(gradient, context.node_config)
-    paid = pay(gradient, state.ledger, at, attempt, work)
+    lost = _shares(job, client, config)
+    paid = pay(gradient, state.ledger, at, attempt, work, lost)
     replace(state, ledger=paid.ledger.text()).save(context)  # before a step is taken, not after
     result = fit(
         job.method,
@@ -143,8 +157,13 @@ def train(message: Message, context: Context) -> Message:
         "work": result.work,
         **paid.public,
     }
+    sender = Sender(client, at, attempt, result.examples, job.seed)
+    asked = {key: value for key, value in now.items() if worker.shares.get(key) is Share.merge}
     if not result.steps:  # no time for a single one: nothing has changed, and there is nothing to send
-        return Message(codec.reply({}, metrics), reply_to=message)
+        content = codec.reply({}, metrics)
+        if not job.aggregation.each:  # that, too, is nobody's business
+            content = clients.reply(job, config, sender, {}, asked, context, paid.public)
+        return Message(content, reply_to=message)
     trained = to_arrays(worker.model, [key for key in now if worker.shares.get(key) is not Share.received])
     mine: Arrays = {}
     if isinstance(worker.strategy, PartRule):
@@ -156,14 +175,26 @@ def train(message: Message, context: Context) -> Message:
         metrics = {**result.measures, **metrics, "loss": result.loss, "feature_std": result.feature_std}
     lacking = untrained(data_of(job, device), client, trained)
     sent = {key: value for key, value in trained.items() if key not in lacking}
-    payload.check_reply(
-        payload.uploads(job, data_of(job, device).train.shape), sent, metrics, {**result.measures, **result.movement}
-    )
+    known = payload.uploads(job, data_of(job, device).train.shape)
+    payload.check_reply(known, sent, metrics, [*result.measures, *result.movement])
+    if not job.aggregation.each:
+        ClientState(to_arrays(worker.model, local), mine, memo, at, ledger=paid.ledger.text()).save(context)
+        state_files.keep(config, context, client, at)
+        content = clients.reply(job, config, sender, sent, asked, context, paid.public)
+        return Message(content, reply_to=message)
     rounding = seeds.stream(job.seed, "client", client, "round", at, "compression")
     packed, residual = job.compression.pack(sent, now, state.residual, worker.layout.parameters, rounding)
     ClientState(to_arrays(worker.model, local), mine, memo, at, residual, paid.ledger.text()).save(context)
     state_files.keep(config, context, client, at)
     return Message(codec.reply(packed, metrics), reply_to=message)
+
+
+@app.query("aggregation")
+def answer(message: Message, context: Context) -> Message:
+    """Answer a question of the round's aggregation, before or after training."""
+    config = message.content.config_records[codec.CONFIG]
+    content = clients.answer(parse(str(config["job"])), clients.told(config), context)
+    return Message(content, reply_to=message)
 
 
 @app.query()

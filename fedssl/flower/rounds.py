@@ -140,6 +140,7 @@ class Tally:
     lacking: Callable[[int], Collection[str]] = lambda client: ()  # names that a client leaves out of its update
     unpack: Callable[[Arrays, Arrays, str], Arrays] = lambda wire, asked, who: wire  # a client's arrays from the wire's
     began: Mapping[int, Arrays] = field(default_factory=dict)  # the models of those that began with another than `now`
+    each: bool = True  # whether every update is an ordinary one; else replies are passed on unread, and say who came
     bytes_down: int = 0
     rows: list[dict[str, float | int]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -159,6 +160,14 @@ class Tally:
                 self._judge()
                 continue
             client = self.partition_of.get(reply.metadata.src_node_id, -1)
+            if not self.each:
+                sent = codec.decode(reply.content.array_records[codec.ARRAYS])
+                found = reply.content.metric_records[codec.METRICS].items()
+                said = {key: cast(float, value) for key, value in found if key != "partition-id"}
+                self.rows.append({"client": client, **said, "bytes_up": tree.size_bytes(sent)})
+                self.updates += 1
+                yield reply
+                continue
             records = reply.content.metric_records
             if codec.ARRAYS not in reply.content.array_records or codec.WEIGHT not in records.get(codec.METRICS, {}):
                 raise ProtocolError(
@@ -204,10 +213,14 @@ class Tally:
                 "`fedssl resume` continues it from the last checkpoint"
             )
 
-    def mean(self, key: str) -> float:
-        """Mean of a metric over the clients that report it (at least one), weighted by examples."""
-        rows = [row for row in self.rows if key in row]
-        return float(sum(row["examples"] * row[key] for row in rows) / sum(row["examples"] for row in rows))
+    def means(self, keys: Iterable[str]) -> dict[str, float]:
+        """Means of metrics over the clients that report them, weighted by examples; those of nobody are absent."""
+        found = {}
+        for key in keys:
+            rows = [row for row in self.rows if key in row]
+            if rows:
+                found[key] = float(sum(r["examples"] * r[key] for r in rows) / sum(r["examples"] for r in rows))
+        return found
 
 
 def _reason(text: str | None) -> str:

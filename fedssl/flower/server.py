@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -15,48 +14,27 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedssl import partition, payload, tree
-from fedssl.baselines import central
-from fedssl.client import FitResult
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
-from fedssl.export import save_encoder
 from fedssl.flower import checks, codec, state_files, strategy_state, turns
+from fedssl.flower.aggregation.server import Server
+from fedssl.flower.claims import claims, so_far
+from fedssl.flower.finish import finish
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import CohortGrid, Tally, exchange, instruct, roster
 from fedssl.flower.rule import PartRule, Trainer
+from fedssl.flower.running import Running
 from fedssl.job import Job
 from fedssl.model import layout_of, to_arrays
 from fedssl.monitor import Monitor
 from fedssl.participation.base import Attendance, Turn
 from fedssl.parts import Arrays, Share
 from fedssl.privacy import statement
-from fedssl.privacy.accountant import Release
-from fedssl.privacy.record_dp import RecordDP
 from fedssl.progress import Reporter
 from fedssl.provenance import manifest
 from fedssl.rundir import Checkpoint, RunDirectory, split_table
 from fedssl.setup import build_model, data_of, device_of, shares_of, untrained, workshop_of
 from fedssl.shards import described, parts_of
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the rounds share."""
-
-    grid: Grid
-    job: Job
-    rundir: RunDirectory
-    reporter: Reporter
-    evaluator: Evaluator
-    monitor: Monitor
-    data: Any
-    device: torch.device
-    shares: Mapping[str, Share]  # of every array of the model
-    parameters: frozenset[str]  # of the model, by name
-    nodes: Mapping[int, int]  # partition -> node id
-    state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
-    history: turns.History = field(default_factory=turns.History)  # of the merged model
-    spent: dict[int, Release] = field(default_factory=dict)  # of each client's examples, if the run is private
 
 
 def federate(
@@ -80,7 +58,7 @@ def federate(
     with rundir.lock():
         run, point, initial = _open(grid, job, rundir, reporter, state_dir)
         strategy = job.strategy()
-        _check_senders(run, strategy)
+        checks.senders(job, run.data, strategy, run.shares)
         checks.received(strategy, run.shares)
         checks.architectures(job, run.data.train.shape, initial, run.shares)
         done, now = 0, {key: value for key, value in initial.items() if run.shares[key].comes}
@@ -91,23 +69,30 @@ def federate(
             saved = tree.like(point.arrays, initial)
             done, now = point.round, {key: saved[key] for key in now}  # in order: Flower's FedAvgM counts on it
             strategy_state.give(strategy, *point.strategy)
+            run.aggregation.restore(*point.aggregation, rundir.attempts(), done)
             run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
         run.history.models[done] = now
         run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
         run.spent.update(statement.spent(rundir.rows("clients.jsonl")))
+        rundir.resumed(done)
         _restore_clients(run, done)
+        run.aggregation.announce(reporter, sum(initial[key].size for key in run.merged))
         reporter.begin(rundir.path.name, done, job.federation.rounds)
         try:
             for at in range(done + 1, job.federation.rounds + 1):
-                now = _round(run, strategy, at, now, initial)
+                if not run.aggregation.affords(at, rundir.attempts().count(at) + 1):
+                    reporter.say(f"round {at} would exceed the privacy budget: the run ends before it")
+                    break
+                attempt = rundir.attempt(at) if job.private else 0
+                now = _round(run, strategy, at, attempt, now, initial)
         finally:
             reporter.end()
-        return _finish(run, initial, now | _student(strategy))
+        return finish(run, initial, now | _student(strategy))
 
 
 def _open(
     grid: Grid, job: Job, rundir: RunDirectory, reporter: Reporter, state_dir: Path | None
-) -> tuple[_Run, Checkpoint | None, Arrays]:
+) -> tuple[Running, Checkpoint | None, Arrays]:
     """What the rounds share, the checkpoint to start from, and all initial arrays."""
     device = device_of(job)
     data = data_of(job, device)
@@ -123,32 +108,14 @@ def _open(
         rundir.write("split.json", table | described(job, data, parts))
         partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
         rundir.write("payload.json", payload.manifest(job, data, parts))
-        rundir.write("privacy.json", _claim(job, []))
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
     parameters = layout_of(model, job.method.parts).parameters
     monitor = Monitor(evaluator, parts, job.tree["method"], rundir.rows("collapse.jsonl"))
-    run = _Run(grid, job, rundir, reporter, evaluator, monitor, data, device, shares, parameters, nodes, state_dir)
+    about = (grid, job, rundir, reporter, evaluator, monitor, data, device, shares, parameters, nodes, state_dir)
+    run = Running(*about, Server.begin(job, grid, nodes, model))
+    rundir.write("privacy.json", claims(run))
     return run, point, to_arrays(model)
-
-
-def _claim(job: Job, releases: Sequence[Release]) -> dict[str, Any]:
-    """What the run says of its privacy."""
-    private = job.privacy
-    return statement.statement(private.declared, releases) if isinstance(private, RecordDP) else statement.nothing()
-
-
-def _check_senders(run: _Run, strategy: Any) -> None:
-    """Refuse a strategy that merges whole models only, if some client will send a part of one."""
-    if isinstance(strategy, PartRule) and strategy.reads == "mean":
-        return
-    merged = [key for key, share in run.shares.items() if share is Share.merge]
-    short = [c for c in range(run.job.federation.clients) if untrained(run.data, c, merged)]
-    if short:
-        raise ConfigError(
-            f"client {short[0]} lacks a modality and sends no arrays of its tower, but {type(strategy).__name__} "
-            "merges whole models only: use strategy=fedavg, or give every client both (data.holds=[both])"
-        )
 
 
 def _student(strategy: Any) -> Arrays:
@@ -156,7 +123,7 @@ def _student(strategy: Any) -> Arrays:
     return strategy.student if isinstance(strategy, Trainer) else {}
 
 
-def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
+def _round(run: Running, strategy: Any, at: int, attempt: int, now: Arrays, initial: Arrays) -> Arrays:
     """Instruct who takes part, merge the replies, measure, log, checkpoint."""
     started = time.perf_counter()
     job = run.job
@@ -165,7 +132,7 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     if len(attendance.turns) < job.federation.quorum:
         attendance = Attendance(())  # nobody is asked
     turn_of = {turn.client: turn for turn in attendance.arriving}
-    shown = list(turn_of)[: job.evaluate.clients]
+    shown = list(turn_of)[: job.evaluate.clients if run.aggregation.each else 0]
     watch = run.monitor.watch(at, initial, now | _student(strategy), shown) if measured else None
 
     def keep(client: int, arrays: Arrays) -> None:
@@ -180,25 +147,25 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     lacking = partial(_unsent, run, now=now)
     unpack = partial(job.compression.unpack, parameters=run.parameters)
     began = {turn.client: run.history.models[turn.start] for turn in turn_of.values()}
-    tally = Tally(list(turn_of), job.federation.tolerate, now, partition_of, keep, moved, lacking, unpack, began)
-    merged = _merge(run, strategy, at, now, tally, turn_of)
+    counted = (list(turn_of), job.federation.tolerate, now, partition_of)
+    tally = Tally(*counted, keep, moved, lacking, unpack, began, run.aggregation.each)
+    merged = _merge(run, strategy, (at, attempt), now, tally, turn_of)
     row: dict[str, Any] = {"round": at, "clients": tally.updates, "failures": len(tally.failures)}
     if merged is None:
         job.federation.skip(at, tally.updates)
         row["skipped"], merged = True, now
     else:
         run.history.merges.append(at)
-    if tally.updates:
-        row |= {key: tally.mean(key) for key in ("loss", "drift") if any(key in r for r in tally.rows)}
-    if isinstance(job.privacy, RecordDP):
-        run.spent.update(statement.spent(tally.rows))
-        row["epsilon"] = statement.running(list(run.spent.values()), job.privacy.delta)
+    row |= tally.means(("loss", "drift")) | run.aggregation.row
+    run.spent.update(statement.spent(tally.rows))
     row |= turns.summary(attendance, at, asynchronous)
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
     lost = len(attendance.turns) - len(turn_of)  # they were sent the model, too
     row["bytes_down"] = tally.bytes_down + lost * job.compression.down_bytes(now, run.parameters)
     row["train_seconds"] = time.perf_counter() - started
     parts: list[dict[str, Any]] = []
+    if measured or at == job.federation.rounds:
+        row |= so_far(run)
     if watch is not None:
         measures, parts = run.monitor.close(watch, merged | _student(strategy), tally.rows)
         row |= measures
@@ -215,14 +182,17 @@ def _round(run: _Run, strategy: Any, at: int, now: Arrays, initial: Arrays) -> A
     return merged
 
 
-def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of: Mapping[int, Turn]) -> Arrays | None:
+def _merge(
+    run: Running, strategy: Any, begun: tuple[int, int], now: Arrays, tally: Tally, turn_of: Mapping[int, Turn]
+) -> Arrays | None:
     """Instruct the clients of these turns and let the strategy merge what comes back; None if too little does."""
-    job = run.job
-    if not turn_of:
+    job, (at, attempt) = run.job, begun
+    if not turn_of and run.aggregation.each:
         return None
     config = ConfigRecord({"job": job.text, "server-round": at, "made": run.history.made(at - 1)})
-    if job.privacy.private:
-        config["attempt"] = run.rundir.attempt(at)
+    if attempt:
+        lost = run.rundir.lost()
+        config.update({"attempt": attempt, "lost-rounds": [r for r, _ in lost], "lost-attempts": [a for _, a in lost]})
     if run.state_dir is not None:
         config["state-dir"] = str(run.state_dir)
         config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
@@ -232,12 +202,16 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
     for message in messages:
         turns.instruct(message, by_node[message.metadata.dst_node_id], at, run.history)
+    run.aggregation.open({key: now[key] for key in now if key in run.merged}, at, attempt, turn_of)
+    run.aggregation.instruct(messages, tally.partition_of)
     tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))
     replies = turns.catch_up(
         replies, by_node, at, run.history, job.participation.scale, job.method.summaries, tally.moved
     )
-    if not isinstance(strategy, PartRule):
+    if not run.aggregation.each:
+        replies = run.aggregation.one(replies, tally.partition_of)
+    elif not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
     first = list(islice(replies, job.federation.quorum))  # before the strategy, whose state merging may change
@@ -254,110 +228,40 @@ def _merge(run: _Run, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of
     return merged
 
 
-def _unsent(run: _Run, client: int, now: Arrays) -> frozenset[str]:
+def _unsent(run: Running, client: int, now: Arrays) -> frozenset[str]:
     """Those of the present arrays that a client does not send back."""
     received = {key for key in now if run.shares[key] is Share.received}
     return untrained(run.data, client, now) | received
 
 
-def _local_arrays(run: _Run, client: int) -> Arrays:
+def _local_arrays(run: Running, client: int) -> Arrays:
     """A client's own arrays of a shared process, so that a personal encoder is measured whole."""
     if not isinstance(run.grid, InProcessGrid):
         return {}
     return codec.ClientState.load(run.grid.context(run.nodes[client])).local
 
 
-def _checkpoint(run: _Run, strategy: Any, at: int, now: Arrays, clients: list[int]) -> None:
+def _checkpoint(run: Running, strategy: Any, at: int, now: Arrays, clients: list[int]) -> None:
     if isinstance(run.grid, InProcessGrid):
-        for client in _changed_since_checkpoint(run, clients):
-            state = codec.ClientState.load(run.grid.context(run.nodes[client]))
-            if not state.empty:
-                state_files.write(run.rundir.clients, client, state)
+        state_files.take(run.grid, run.nodes, None if run.job.checkpoint_every > 1 else clients, run.rundir.clients)
     past = {version: model for version, model in run.history.models.items() if version != at}
-    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past))
+    memory = run.aggregation.memory
+    run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past, (memory.arrays, memory.numbers)))
     if isinstance(run.grid, InProcessGrid) and run.rundir.clients.exists():
         for client in clients:
             state_files.prune(run.rundir.clients, client, at)
 
 
-def _changed_since_checkpoint(run: _Run, clients: list[int]) -> list[int]:
-    """This round's clients, and with rarer checkpoints all that have taken part: their files may be older."""
-    if run.job.checkpoint_every == 1 or not isinstance(run.grid, InProcessGrid):
-        return clients
-    return sorted(node - 1 for node in run.grid.contexts)
-
-
-def _restore_clients(run: _Run, done: int) -> None:
+def _restore_clients(run: Running, done: int) -> None:
     """Give the clients of this process the states they had at the checkpoint."""
     if isinstance(run.grid, InProcessGrid):
-        for path in sorted(run.rundir.clients.glob("*.safetensors")):
-            client, _, last = path.stem.partition("-")
-            if int(last) <= done:  # sorted, so a newer file of the same client comes later and wins
-                state_files.read(path).save(run.grid.context(run.nodes[int(client)]))
-    elif done and run.state_dir is None and (Share.local in run.shares.values() or run.job.compression.remembers):
+        state_files.give(run.grid, run.nodes, run.rundir.clients, done)
+    elif (
+        done
+        and run.state_dir is None
+        and (Share.local in run.shares.values() or run.job.compression.remembers or run.job.privacy.private)
+    ):
         raise ResumeError(
             "this run keeps state on its clients, and this Flower runtime has forgotten them: "
             "resume it with `fedssl resume`, or start it anew"
         )
-
-
-def _finish(run: _Run, initial: Arrays, now: Arrays) -> dict[str, Any]:
-    """Final probes, baselines, the encoder's files and the summary; repeated if a kill interrupts it."""
-    job, rundir, evaluator, arrays = run.job, run.rundir, run.evaluator, initial | now
-    rows = rundir.rows()
-    last = rows[-1]
-    save_encoder(rundir.path, job, run.data.train.shape, arrays)
-    final, alarms = run.monitor.final(arrays, now, int(last["round"]))
-    started = time.perf_counter()
-    probes: dict[str, dict[str, float]] = {}
-    spectra = {"federated": evaluator.spectrum(arrays)}
-    if job.evaluate.final and evaluator.labelled:
-        run.reporter.say("measuring the encoder: linear and few-label probes")
-        probes["federated"] = evaluator.probe(arrays)
-        random = evaluator.random_encoder()
-        probes["random encoder"], spectra["random encoder"] = evaluator.probe(random), evaluator.spectrum(random)
-    if job.baselines:
-        whole = _central(run)
-        spectra["central"] = evaluator.spectrum(whole)
-        probes["central"] = evaluator.probe(whole)
-        probes |= evaluator.without_encoder()
-    claim = _claim(job, list(run.spent.values()))
-    rundir.write("privacy.json", claim)
-    rundir.write("probes.json", {"probes": probes, "spectra": spectra})
-    mine = probes.pop("federated", {})
-    summary = {
-        "rounds": int(last["round"]),
-        "loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),  # None: nobody ever came
-        **final,
-        **mine,
-        **{
-            f"{name.replace(' ', '_')}_{key}": value
-            for name, values in probes.items()
-            for key, value in values.items()
-            if key.endswith("accuracy")
-        },
-        "epsilon": claim["epsilon"],
-        "alarms": [asdict(alarm) for alarm in alarms],
-        "seconds": float(sum(row["seconds"] for row in rows)),
-        "final_seconds": time.perf_counter() - started,
-        "bytes_up": int(sum(row["bytes_up"] for row in rows)),
-        "bytes_down": int(sum(row["bytes_down"] for row in rows)),
-    }
-    for key in ("knn_accuracy", "linear_accuracy", "random_encoder_linear_accuracy"):
-        summary.setdefault(key, None)  # unlabelled data: nothing to measure them on
-    rundir.write("summary.json", summary)
-    return summary
-
-
-def _central(run: _Run) -> Arrays:
-    """The central baseline, with its progress."""
-
-    def tick(at: int, rounds: int, result: FitResult) -> None:
-        if at == 1:
-            run.reporter.begin("central baseline", 0, rounds)
-        run.reporter.round(at, {"loss": result.loss})
-
-    try:
-        return central(run.job, run.data.train, run.device, tick)
-    finally:
-        run.reporter.end()

@@ -7,6 +7,7 @@ Used by the in-process engine's checkpoints, and by clients themselves where the
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
@@ -14,6 +15,7 @@ from flwr.app import ConfigRecord, Context
 from fedssl.errors import ResumeError
 from fedssl.files import read_arrays, write_arrays
 from fedssl.flower.codec import ClientState
+from fedssl.flower.in_process import InProcessGrid
 from fedssl.parts import Arrays
 
 
@@ -73,3 +75,26 @@ def keep(config: ConfigRecord, context: Context, client: int, at: int) -> None:
             folder = Path(str(config["state-dir"]))
             write(folder, client, state)
             prune(folder, client, int(config["checkpoint"]))  # type: ignore[arg-type]  # a ConfigRecord is loose
+
+
+def take(grid: InProcessGrid, nodes: Mapping[int, int], clients: Collection[int] | None, folder: Path) -> None:
+    """Write the states of clients of this process, where there is anything in them.
+
+    Args:
+        grid: holds them.
+        nodes: client -> node id.
+        clients: of the round; None: all that have ever taken part, because their files may be older.
+        folder: of the files.
+    """
+    for client in sorted(node - 1 for node in grid.contexts) if clients is None else clients:
+        state = ClientState.load(grid.context(nodes[client]))
+        if not state.empty:
+            write(folder, client, state)
+
+
+def give(grid: InProcessGrid, nodes: Mapping[int, int], folder: Path, done: int) -> None:
+    """Give the clients of this process the states that they had after round `done`."""
+    for path in sorted(folder.glob("*.safetensors")):
+        client, _, last = path.stem.partition("-")
+        if int(last) <= done:  # sorted, so a newer file of the same client comes later and wins
+            read(path).save(grid.context(nodes[int(client)]))

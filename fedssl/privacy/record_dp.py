@@ -164,6 +164,10 @@ class Planned:
             parameter.grad = (total / self.divisor).to(parameter.dtype)
         return out
 
+    def steps_of(self, work: float) -> int:
+        """The steps in a share of a round, as `fit` counts them."""
+        return math.floor(work * self.steps + 1e-9)
+
     def entry(self, at: int, attempt: int, steps: int) -> Entry:
         """What so many steps of a round cost."""
         return Entry(at, attempt, "gradients", self.noise_multiplier, self.sample_rate, steps)

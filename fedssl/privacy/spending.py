@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedssl.errors import PrivacyError
 from fedssl.gradient import GradientTransform
@@ -21,40 +20,40 @@ class Spending:
     public: Mapping[str, float]  # for the server: what decides epsilon, none of it private
 
 
-def pay(gradient: GradientTransform, text: str, at: int, attempt: int, work: float) -> Spending:
+def pay(
+    gradient: GradientTransform, text: str, at: int, attempt: int, work: float, lost: Mapping[tuple[int, int], float]
+) -> Spending:
     """Pay for a round before its first step; the steps that the budget leaves no room for are not taken.
 
     Args:
         gradient: planned for this client.
         text: its ledger so far.
         at: the round.
-        attempt: how often it has been begun, from 1. Earlier attempts may have been seen, so they are paid as well.
+        attempt: how often it has been begun, from 1.
         work: the share of its steps that the client is asked for.
+        lost: by round and attempt, the shares of rounds that were begun and lost. They may have been seen, so they are
+            paid in full, whatever the budget says.
     """
     ledger = Ledger.read(text)
     if not isinstance(gradient, Planned):
         return Spending(ledger, work, {})
-    budget, delta = gradient.mechanism.epsilon, gradient.mechanism.delta
-    wanted, count = math.floor(work * gradient.steps + 1e-9), 0
-    for each in range(1, attempt + 1):
-        entry = gradient.entry(at, each, wanted)
-        known = next((e for e in ledger.entries if (e.round, e.attempt, e.what) == (at, each, entry.what)), None)
-        if known is not None:
-            count = known.count
-            continue
-        spent = sum(e.count for e in ledger.entries)
-        count = wanted
-        if budget is not None and spent + wanted > gradient.planned_steps:  # what was planned was found to fit
-            count = ledger.affordable(entry, budget, delta)
-        if count:
-            ledger = ledger.spend(gradient.entry(at, each, count))
-    paid = work if count == wanted else count / gradient.steps
+    known = {(entry.round, entry.attempt) for entry in ledger.entries}
+    for (round, earlier), share in lost.items():
+        if (round, earlier) not in known and (count := gradient.steps_of(share)):
+            ledger = ledger.spend(gradient.entry(round, earlier, count))
+    wanted = count = gradient.steps_of(work)
+    entry = gradient.entry(at, attempt, wanted)
+    budget, spent = gradient.mechanism.epsilon, sum(e.count for e in ledger.entries)
+    if budget is not None and spent + wanted > gradient.planned_steps:  # what was planned was found to fit
+        count = ledger.affordable(entry, budget, gradient.mechanism.delta)
+    if count:
+        ledger = ledger.spend(replace(entry, count=count))
     public = {
         "noise_multiplier": gradient.noise_multiplier,
         "sample_rate": gradient.sample_rate,
-        "spent": sum(e.count for e in ledger.entries),
+        "spent": spent + count,
     }
-    return Spending(ledger, paid, public)
+    return Spending(ledger, work if count == wanted else count / gradient.steps, public)
 
 
 def agree(gradient: GradientTransform, floor: Mapping[str, object]) -> None:

@@ -48,7 +48,7 @@ class Declared:
 
 def nothing() -> dict[str, Any]:
     """The statement of a run that claims nothing."""
-    return {"unit": None, "epsilon": None, "says": "No differential privacy is claimed."}
+    return {"unit": None, "epsilon": None, "says": "no differential privacy is claimed"}
 
 
 def spent(rows: Iterable[Mapping[str, Any]]) -> dict[int, Release]:
@@ -76,7 +76,7 @@ def statement(declared: Declared, releases: Sequence[Release]) -> dict[str, Any]
     found = worst(releases, declared.delta)
     content: dict[str, Any] = asdict(declared)
     if found is None:
-        return {**content, "epsilon": 0.0, "not_covered": _holes(declared)}
+        return {**content, "epsilon": 0.0, "not_covered": _holes(declared), "says": sentence(declared, 0.0)}
     costs = {name: _number(compose([found], declared.delta, name)) for name in Accountant}
     rdp = [(delta, _number(compose([found], delta, grid=FAST))) for delta in DELTAS]
     return {

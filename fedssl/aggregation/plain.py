@@ -1,0 +1,88 @@
+"""Aggregations that claim nothing: every update as it is, or only their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from fedssl import tree
+from fedssl.aggregation.base import (
+    Ask,
+    Memory,
+    Occasion,
+    Outcome,
+    Planned,
+    Sender,
+    Told,
+    check_wire,
+    to_wire,
+    wire_bytes,
+)
+from fedssl.errors import ConfigError
+from fedssl.parts import Arrays
+from fedssl.tree import ExactMean
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Nothing is clipped or noised, and no privacy is claimed.
+
+    Attributes:
+        each: whether every client's update reaches the strategy as it was trained. Otherwise the strategy is given the
+            mean of the round's changes, each client counted once, as if one client had sent it: what the private
+            aggregations are without clipping and noise. A round without an update is skipped.
+    """
+
+    each: bool = True
+    private_uploads: ClassVar[bool] = False
+
+    def admit(self, plan: Planned) -> None:
+        """Their mean is of changes from the same model, so it wants synchronous rounds.
+
+        Raises:
+            ConfigError: the participation is asynchronous.
+        """
+        if not self.each and plan.participation.max_staleness:
+            raise ConfigError(
+                "turns of this participation begin with older models, whose changes aggregation=mean cannot mix: "
+                "use participation=uniform or poisson, or aggregation=plain"
+            )
+
+    def begin(self, plan: Planned) -> Memory:
+        """Nothing."""
+        return Memory()
+
+    def send(self, change: Arrays, told: Told, sender: Sender) -> Arrays:
+        """The change, in fewer bytes."""
+        return to_wire(change)
+
+    def open(self, asked: Arrays, occasion: Occasion, memory: Memory, plan: Planned, ask: Ask) -> _Session:
+        """See `Aggregation`."""
+        return _Session(asked)
+
+    def up_bytes(self, asked: Mapping[str, np.ndarray]) -> int:
+        """Four bytes an entry."""
+        return wire_bytes(asked)
+
+
+@dataclass
+class _Session:
+    asked: Arrays
+    mean: ExactMean = field(default_factory=ExactMean)
+
+    def told(self, client: int) -> Told:
+        return {}
+
+    def add(self, client: int, wire: Arrays) -> None:
+        check_wire(wire, self.asked, f"client {client}")
+        tree.check_same(wire, self.asked, f"client {client}")
+        self.mean.add(wire, 1.0)
+
+    def finish(self) -> Outcome | None:
+        if not self.mean.count:
+            return None
+        like = {key: np.zeros(value.shape) for key, value in self.asked.items()}
+        return Outcome(self.mean.result(like), Memory())

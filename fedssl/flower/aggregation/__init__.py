@@ -1,0 +1,1 @@
+"""Between an aggregation and Flower's messages."""

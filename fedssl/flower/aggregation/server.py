@@ -1,0 +1,176 @@
+"""The server's side: a round's replies become one, and a conversation with the clients where one is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedssl import tree
+from fedssl.aggregation import spending
+from fedssl.aggregation.base import Memory, Occasion, Private, Session, Told
+from fedssl.flower import codec
+from fedssl.flower.aggregation.clients import untold
+from fedssl.flower.rounds import exchange
+from fedssl.job import Job
+from fedssl.model import Model
+from fedssl.norms import variance_keys
+from fedssl.parts import Arrays
+from fedssl.privacy import statement
+from fedssl.privacy.ledger import Ledger
+from fedssl.progress import Reporter
+
+ASK = "query.aggregation"
+
+
+@dataclass
+class Server:
+    """The aggregation of a run: what it remembers between rounds."""
+
+    job: Job
+    grid: Grid
+    nodes: Mapping[int, int]  # client -> node id
+    memory: Memory
+    variances: frozenset[str] = frozenset()  # arrays that may not become negative
+    ledger: Ledger = field(default_factory=Ledger)  # of the federation, if the aggregation claims an epsilon
+    row: dict[str, float] = field(default_factory=dict)  # of the round that was finished last
+    _session: Session | None = None
+    _asked: Arrays = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, job: Job, grid: Grid, nodes: Mapping[int, int], model: Model) -> Server:
+        """Before the first round.
+
+        Args:
+            job: what is run.
+            grid: of all nodes.
+            nodes: client -> node id.
+            model: only its kind is read.
+        """
+        if job.aggregation.each:
+            return cls(job, grid, nodes, Memory())
+        return cls(job, grid, nodes, job.aggregation.begin(job.planned), variance_keys(model))
+
+    @property
+    def each(self) -> bool:
+        """Whether the strategy sees every update as it was trained."""
+        return self.job.aggregation.each
+
+    def restore(self, arrays: Arrays, numbers: Mapping[str, float], attempts: Iterable[int], done: int) -> None:
+        """Go on where a checkpoint stands.
+
+        Args:
+            arrays: of the memory.
+            numbers: of the memory.
+            attempts: the rounds that have begun, in order, whatever became of them.
+            done: the round of the checkpoint.
+        """
+        self.memory = Memory(arrays, numbers)
+        if (private := self._private) is not None:
+            self.ledger = spending.replayed(private, self.job.planned, attempts, done)
+
+    def affords(self, at: int, attempt: int) -> bool:
+        """Whether a round stays within the budget."""
+        private = self._private
+        return private is None or spending.fits(private, self.job.planned, self.ledger, at, attempt)
+
+    @property
+    def _private(self) -> Private | None:
+        private = self.job.aggregation
+        return private if isinstance(private, Private) else None
+
+    @property
+    def epsilon(self) -> float | None:
+        """What has been spent, quickly and a little too large; None where nothing is claimed or spent."""
+        if self._private is None:
+            return None
+        return statement.running(spending.total(self.ledger), self._private.budget(self.job.planned)[1])
+
+    def claim(self) -> dict[str, Any]:
+        """The content of `privacy.json`; empty where nothing is claimed."""
+        return {} if self._private is None else spending.claim(self._private, self.job.planned, self.ledger)
+
+    def announce(self, reporter: Reporter, size: int) -> None:
+        """Say what is switched off because the server shall not see it, and how long the noise is.
+
+        Args:
+            reporter: says it.
+            size: numbers in an update.
+        """
+        if self._private is not None:
+            for sentence in self._private.remarks(self.job.planned, size):
+                reporter.say(sentence)
+        if not self.each and self.job.evaluate.clients:
+            reporter.say(
+                f"evaluate.clients={self.job.evaluate.clients} is read as 0, and clients report no loss: with this "
+                "aggregation nobody sees what a single client has trained"
+            )
+
+    def open(self, asked: Arrays, at: int, attempt: int, clients: Iterable[int]) -> None:
+        """Begin a round, before its clients are instructed.
+
+        Args:
+            asked: the present values of the arrays that clients send.
+            at: the round.
+            attempt: of it, from 1.
+            clients: whose updates are awaited.
+        """
+        self.row = {}
+        if (private := self._private) is not None:
+            self.ledger = spending.spend(private, self.job.planned, self.ledger, at, attempt)
+        if not self.each:
+            self._asked = asked
+            occasion = Occasion(at, attempt, sorted(clients))
+            self._session = self.job.aggregation.open(asked, occasion, self.memory, self.job.planned, self.ask)
+
+    def instruct(self, messages: Iterable[Message], client_of: Mapping[int, int]) -> None:
+        """Add to each instruction what the session tells its client; equal contents stay shared."""
+        if self._session is None:
+            return
+        shared: dict[tuple[Any, ...], RecordDict] = {}
+        for message in messages:
+            words = untold(self._session.told(client_of[message.metadata.dst_node_id]))
+            key = (id(message.content), *sorted(words.items()))
+            if words and key not in shared:
+                config = ConfigRecord({**message.content.config_records[codec.CONFIG], **words})
+                shared[key] = RecordDict({**message.content, codec.CONFIG: config})
+            message.content = shared.get(key, message.content)
+
+    def one(self, replies: Iterable[Message], client_of: Mapping[int, int]) -> Iterator[Message]:
+        """Fold all replies into one: the round's start plus the mean of the changes, of weight 1.
+
+        It comes even if nobody has sent anything, for noise alone is an outcome, too; but not if the session finds the
+        round too small.
+        """
+        session = self._session
+        if session is None:
+            yield from replies
+            return
+        for reply in replies:
+            client = client_of[reply.metadata.src_node_id]
+            session.add(client, codec.decode(reply.content.array_records[codec.ARRAYS]))
+        outcome, self._session = session.finish(), None
+        if outcome is None:
+            return
+        self.memory, self.row = outcome.memory, dict(outcome.row)
+        moved = {k: np.asarray(self._asked[k], np.float64) + change for k, change in outcome.change.items()}
+        moved |= {k: np.maximum(moved[k], 0.0) for k in self.variances & moved.keys()}
+        content = codec.reply(tree.like(moved, self._asked), {codec.WEIGHT: 1})
+        yield Message(content, reply_to=Message(RecordDict(), 0, MessageType.TRAIN))
+
+    def ask(self, questions: Mapping[int, Told]) -> dict[int, Told]:
+        """Send each client its question and wait for the answers; who fails or is late has none."""
+        messages = []
+        for client, words in questions.items():
+            config = ConfigRecord({"job": self.job.text, **untold(words)})
+            messages.append(Message(RecordDict({codec.CONFIG: config}), self.nodes[client], ASK))
+        clients = {self.nodes[client]: client for client in questions}
+        answers: dict[int, Told] = {}
+        for reply in exchange(self.grid, messages, self.job.federation.timeout_s):
+            if reply.has_content():
+                answers[clients[reply.metadata.src_node_id]] = dict(reply.content.config_records[codec.CONFIG])  # type: ignore[arg-type]
+        return answers

@@ -1,0 +1,47 @@
+"""What the rounds of a run share on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.serverapp import Grid
+
+from fedssl.evaluation import Evaluator
+from fedssl.flower import turns
+from fedssl.flower.aggregation.server import Server
+from fedssl.job import Job
+from fedssl.monitor import Monitor
+from fedssl.parts import Share
+from fedssl.privacy.accountant import Release
+from fedssl.progress import Reporter
+from fedssl.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Running:
+    """What the rounds share."""
+
+    grid: Grid
+    job: Job
+    rundir: RunDirectory
+    reporter: Reporter
+    evaluator: Evaluator
+    monitor: Monitor
+    data: Any
+    device: torch.device
+    shares: Mapping[str, Share]  # of every array of the model
+    parameters: frozenset[str]  # of the model, by name
+    nodes: Mapping[int, int]  # partition -> node id
+    state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
+    aggregation: Server
+    history: turns.History = field(default_factory=turns.History)  # of the merged model
+    spent: dict[int, Release] = field(default_factory=dict)  # of each client's examples, if the run is private
+
+    @property
+    def merged(self) -> list[str]:
+        """The names of the arrays that clients send and the strategy merges."""
+        return [key for key, share in self.shares.items() if share is Share.merge]
