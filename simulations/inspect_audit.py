@@ -14,13 +14,14 @@ import numpy as np
 from fedssl.charts import Line, Panel, chart
 from fedssl.errors import ConfigError
 from fedssl.figures import save
-from fedssl.privacy.audit.attacks import CONFIDENCE, Finding, attacks, finding, paired_bound
+from fedssl.privacy.audit.attacks import CONFIDENCE, Attack, Finding, attacks, finding, paired_bound
 from fedssl.privacy.audit.mechanism import one_run, through
 from fedssl.privacy.audit.roc import curve, p_value
 from fedssl.rundir import RunDirectory
 from simulations.audits import inversion_demo, shadow_runs
 from simulations.audits.target import Claim, Run
 
+CANARIES = "gradient canaries"
 _POINTS = 200  # of a curve that is drawn
 _UNLIKE = 0.001  # p-value below which members and others are not alike
 _CANARIES = 2000  # at least, over all repetitions
@@ -82,7 +83,7 @@ class Outcome:
 
     found: Sequence[Finding]
     scores: Mapping[str, tuple[Any, Any]]  # of the attacks: members' and others'
-    verdicts: Sequence[Verdict]  # one for each finding, then the canaries'
+    verdicts: Sequence[Verdict]  # of every attack on each claim'
     control: Finding  # EncoderMI-V on the untrained model
     alike: bool  # whether members and others look alike to a model that knows nothing
 
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     target = Run(RunDirectory(options.run), options.examples, options.seed)
     outcome = audit(target, options)
     out: dict[str, Any] = {
-        "claim": asdict(target.claim),
+        "claims": [asdict(claim) for claim in target.claims],
         "confidence": CONFIDENCE,
         "attacks": [asdict(each) for each in outcome.found],
         "bounds": [{**asdict(verdict), "contradicts": verdict.contradicts} for verdict in outcome.verdicts],
@@ -132,34 +133,33 @@ def audit(target: Run, options: Options) -> Outcome:
     shadows = shadow_runs.train(target, options.shadows) if options.shadows else []
     own = target.statistics()
     tried = list(attacks(*own, seed=options.seed))
-    joint = 1 - (1 - CONFIDENCE) / (len(tried) + 2 * bool(shadows) + _has_canaries(target))
     untrained = list(attacks(*target.untrained(), seed=options.seed))
     alike = min(p_value(each.members, each.others) for each in untrained) >= _UNLIKE
-    scores = {attack.name: (attack.members, attack.others) for attack in tried}
-    about_shadows: list[tuple[Finding, Claim]] = []
+    on_shadows, game = None, None
     if shadows:
-        on_run, on_shadows, scores[on_shadows.name], claim = shadow_runs.attack(target, shadows, own, joint)
+        on_run, on_shadows, game = shadow_runs.attack(target, shadows, own)
         tried.append(on_run)
-        scores[on_run.name] = (on_run.members, on_run.others)
-        about_shadows.append((on_shadows, claim))
-    halved = not target.claim.replaced
-    rule: dict[str, Any] = {"delta": target.claim.delta, "confidence": joint, "classes": target.classes}
-    bounds = [paired_bound(attack, **rule, seed=options.seed, replaced=halved) if alike else 0.0 for attack in tried]
-    found = [finding(attack, bound, seed=options.seed) for attack, bound in zip(tried, bounds, strict=True)]
-    judged = [*((each, target.claim) for each in found), *about_shadows]
-    verdicts = [Verdict(each.name, each.epsilon, claim) for each, claim in judged]
-    if _has_canaries(target):
-        verdicts.append(Verdict("gradient canaries", _canaries(target, joint), target.claim))
+    canaries = [claim for claim in target.claims if claim.unit == "record" and claim.epsilon is not None]
+    games = [] if game is None else game.claims
+    joint = 1 - (1 - CONFIDENCE) / (len(tried) * len(target.claims) + len(games) + len(canaries))
+
+    def paired(attack: Attack, claim: Claim) -> float:
+        rule: dict[str, Any] = {"delta": claim.delta, "confidence": joint, "classes": target.classes}
+        return paired_bound(attack, **rule, seed=options.seed, replaced=not claim.replaced) if alike else 0.0
+
+    verdicts = [Verdict(each.name, paired(each, claim), claim) for claim in target.claims for each in tried]
+    found = [finding(each, verdict.epsilon, seed=options.seed) for each, verdict in zip(tried, verdicts, strict=False)]
+    if game is not None and on_shadows is not None:
+        judged = [Verdict(on_shadows.name, game.bound(claim, joint), game.judged(claim)) for claim in games]
+        found.append(finding(on_shadows, judged[0].epsilon, seed=options.seed))
+        verdicts += judged
+    verdicts += [Verdict(CANARIES, _canaries(target, claim, joint), claim) for claim in canaries]
+    scores = {each.name: (each.members, each.others) for each in (*tried, on_shadows) if each is not None}
     control = finding(next(each for each in untrained if each.name == "EncoderMI-V"), 0.0, seed=options.seed)
-    return Outcome([each for each, _ in judged], scores, verdicts, control, alike)
+    return Outcome(found, scores, verdicts, control, alike)
 
 
-def _has_canaries(target: Run) -> bool:
-    """Whether the code that made the gradients claims something, for single records."""
-    return target.claim.epsilon is not None and target.claim.unit == "record"
-
-
-def _canaries(target: Run, confidence: float) -> float:
+def _canaries(target: Run, claim: Claim, confidence: float) -> float:
     """The gradients' code, as often as the client with the most steps, with canaries for all of its records.
 
     Again and again, until there are enough canaries to see something.
@@ -178,7 +178,7 @@ def _canaries(target: Run, confidence: float) -> float:
         canaries=n,
         length=_CANARY,
         seed=target.seed,
-        delta=target.claim.delta,
+        delta=claim.delta,
         confidence=confidence,
         steps=len(done[client]),
         repeats=math.ceil(_CANARIES / n),
@@ -203,11 +203,12 @@ def _line(members: Any, others: Any) -> Line:
 
 def _show(target: Run, outcome: Outcome, inversion: Any) -> None:
     print(f"{'attack':28}{'AUC':>7}{'':14}{'TPR at 1 %':>12}{'at 0.1 %':>10}{'epsilon >=':>12}")
-    found, claim = outcome.found, target.claim
+    found = outcome.found
     for each in found:
         print(f"{_row(each)}{each.epsilon:12.2f}")
-    for verdict in outcome.verdicts[len(found) :]:
-        print(f"{verdict.name:71}{verdict.epsilon:12.2f}")
+    for verdict in outcome.verdicts:
+        if verdict.name == CANARIES:
+            print(f"{verdict.name:71}{verdict.epsilon:12.2f}")
     print(_row(replace(outcome.control, name="control: untrained encoder")))
     print(f"{found[0].members} members, {found[0].others} others; intervals and bounds at 95 %; unit: one record")
     if not outcome.alike:
@@ -224,12 +225,15 @@ def _show(target: Run, outcome: Outcome, inversion: Any) -> None:
         if verdict.contradicts:
             print(
                 f"CONTRADICTED: {verdict.name} shows epsilon >= {verdict.epsilon:.2f}, "
-                f"the claim is {verdict.claim.epsilon:.2f} at delta={verdict.claim.delta:g}"
+                f"the claim is {verdict.claim.epsilon:.2f} at delta={verdict.claim.delta:g} "
+                f"for one {verdict.claim.unit}"
             )
-    if claim.epsilon is None:
-        print("the run claims no epsilon, so nothing can be contradicted")
-    elif not outcome.contradicted:
-        print(f"no attack contradicts epsilon={claim.epsilon:.2f} at delta={claim.delta:g}; that is no proof of it")
+    for claim in target.claims:
+        if claim.epsilon is None:
+            print("the run claims no epsilon, so nothing can be contradicted")
+        elif not any(verdict.contradicts for verdict in outcome.verdicts if verdict.claim == claim):
+            about = f"epsilon={claim.epsilon:.2f} at delta={claim.delta:g} for one {claim.unit}"
+            print(f"no attack contradicts {about}; that is no proof of it")
     print(f"figure: {target.rundir.path / 'figures' / 'audit.png'}")
 
 

@@ -54,7 +54,7 @@ def test_an_audit_leaves_its_findings(copied: Path, capsys: pytest.CaptureFixtur
         assert attack["epsilon"] >= 0
     assert (found["attacks"][0]["members"], found["attacks"][0]["others"]) == (60, 30)
     assert not found["contradicted"]
-    assert found["claim"]["epsilon"] is None
+    assert found["claims"][0]["epsilon"] is None
     assert found["control"]["alike"]
     assert {path.suffix for path in (copied / "figures").glob("audit.*")} == {".svg", ".png"}
     assert "claims no epsilon" in capsys.readouterr().out
@@ -76,6 +76,22 @@ def test_a_false_claim_is_contradicted_by_the_code_that_trained(
     assert inspect_audit.main([str(copied)]) == 0
 
 
+def test_both_claims_of_a_run_are_held_against_it(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"unit": "record", "epsilon": 0.5, "delta": 1e-5, "relation": "one record of one client added or removed"}
+    client = {"epsilon": 30.0, "unit": "client", "relation": "all updates of one client replaced by zeros"}
+    claim(copied, **client, record=record)
+    claims = Claim.all_of(RunDirectory(copied))
+    assert [(each.unit, each.epsilon, each.replaced) for each in claims] == [
+        ("record", 0.5, False),
+        ("client", 30.0, False),
+    ]
+    assert Claim(1.0, relation="all updates of one client replaced by any others").replaced
+    assert inspect_audit.main([str(copied)]) == 1
+    printed = capsys.readouterr().out
+    assert "CONTRADICTED: gradient canaries" in printed
+    assert "no attack contradicts epsilon=30.00 at delta=1e-05 for one client" in printed
+
+
 def test_a_private_run_holds_its_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """DP-SGD end to end: the bounds are below the epsilon of its ledger, and above one that is too small."""
     private = ("privacy=example", "privacy.epsilon=null", "privacy.noise_multiplier=0.8", "local.batch_size=8")
@@ -84,7 +100,7 @@ def test_a_private_run_holds_its_claim(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no attack contradicts epsilon=" in capsys.readouterr().out
     found = json.loads((run / "audit.json").read_text())
     bounds = {bound["name"]: bound for bound in found["bounds"]}
-    assert 0.3 < bounds["gradient canaries"]["epsilon"] < found["claim"]["epsilon"]
+    assert 0.3 < bounds["gradient canaries"]["epsilon"] < found["claims"][0]["epsilon"]
     told = json.loads((run / "privacy.json").read_text())
     (run / "privacy.json").write_text(json.dumps({**told, "epsilon": bounds["gradient canaries"]["epsilon"] - 0.1}))
     assert inspect_audit.main([str(run), "--examples", "30"]) == 1
@@ -182,7 +198,7 @@ def test_refusals(copied: Path, tmp_path: Path) -> None:
     (copied / "summary.json").unlink()
     with pytest.raises(ResumeError, match="has not ended"):
         inspect_audit.main([str(copied)])
-    assert Claim.of(RunDirectory(copied)).epsilon is None
+    assert [claim.epsilon for claim in Claim.all_of(RunDirectory(copied))] == [None]
 
 
 def test_small_clients_have_no_shadow(tmp_path: Path) -> None:

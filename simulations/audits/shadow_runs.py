@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from fedssl.datasets.halved import coins
 from fedssl.errors import ConfigError
 from fedssl.partition.draws import owner_of, parts_of
 from fedssl.partition.stored import write_split
-from fedssl.privacy.audit.attacks import Attack, Finding, finding
+from fedssl.privacy.audit.attacks import Attack
 from fedssl.privacy.audit.bounds import guess_bound
 from fedssl.privacy.audit.shadows import excess, likelihood_ratio
 from fedssl.progress import Reporter
@@ -43,21 +43,13 @@ def train(target: Run, count: int) -> list[RunDirectory]:
     return runs
 
 
-def attack(
-    target: Run, runs: list[RunDirectory], own: tuple[Any, Any], confidence: float
-) -> tuple[Attack, Finding, tuple[Any, Any], Claim]:
-    """The attack on the run itself, and on the shadow runs, whose members were drawn by coins.
+def attack(target: Run, runs: list[RunDirectory], own: tuple[Any, Any]) -> tuple[Attack, Attack, Game]:
+    """The attack on the run itself, that on the shadow runs, and what a lower bound can be read from.
 
     Args:
         target: the run.
         runs: its shadow runs.
         own: the statistics of members and others under the run's own model.
-        confidence: of the lower bound from the first shadow run. The others may be read by its attacker, whose guesses
-            must not depend on its own coins alone: so there is one bound, not one a run.
-
-    Returns:
-        The attack on the run; what was found on shadow runs, its scores of members and others; and the claim of the
-        first shadow run, which has half as many records and so an epsilon of its own, or none that this bound is about.
     """
     n, k = len(target.data.train), len(runs)
     included = np.stack([coins(n, target.seed, i)[target.members] for i in range(k)])
@@ -75,17 +67,42 @@ def attack(
         rest = np.arange(k) != i
         ratios.append(likelihood_ratio(inside[i], inside[rest], included[rest]))
     scores = np.stack(ratios)
-    members, others = scores[included], scores[~included]
-    claim = Claim.of(runs[0])
-    # A coin adds or removes a record, and so changes how many a client has. A claim for clients is about another client
-    # then; one for records is silent if it is about replaced ones, or takes their number as public.
-    of_clients = claim.unit != "record"
-    halved = of_clients and not claim.replaced
-    bound = guess_bound(scores[0], included[0], delta=claim.delta, confidence=confidence, replaced=halved)
-    if not of_clients and (claim.replaced or claim.counted):
-        claim = replace(claim, epsilon=None)
-    on_shadows = Attack("LiRA, shadow runs", members, others, f"{ABOUT} with and without the example ({k - 1})")
-    return on_run, finding(on_shadows, bound, seed=target.seed), (members, others), claim
+    about = f"{ABOUT} with and without the example ({k - 1})"
+    on_shadows = Attack("LiRA, shadow runs", scores[included], scores[~included], about)
+    return on_run, on_shadows, Game(scores[0], included[0], Claim.all_of(runs[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class Game:
+    """The first shadow run, whose members were drawn by coins; its attacker knows those of all others.
+
+    One run, because guesses that read other runs' coins are not independent of each other over runs.
+
+    Attributes:
+        scores, coins: (n,).
+        claims: of that run, which has half as many records and so epsilons of its own.
+    """
+
+    scores: Any
+    coins: Any
+    claims: list[Claim]
+
+    def bound(self, claim: Claim, confidence: float) -> float:
+        """The lower bound that speaks of this claim, as `judged` says whether any does.
+
+        To a claim for clients, a record more is another client: two steps, unless clients are replaced in one.
+        """
+        halved = claim.unit != "record" and not claim.replaced
+        return guess_bound(self.scores, self.coins, delta=claim.delta, confidence=confidence, replaced=halved)
+
+    @staticmethod
+    def judged(claim: Claim) -> Claim:
+        """The claim, or an empty one: a coin changes how many records a client has.
+
+        A claim for records is silent on that if it is about replaced ones, or takes their number as public.
+        """
+        silent = claim.unit == "record" and (claim.replaced or claim.counted)
+        return replace(claim, epsilon=None) if silent else claim
 
 
 def _scaled(statistics: Any) -> Any:

@@ -39,22 +39,24 @@ class Claim:
 
     @property
     def replaced(self) -> bool:
-        """Whether neighbours are data sets with one unit replaced, and not added or removed."""
-        return "replace" in self.relation
+        """Whether neighbours are data sets with one unit replaced by another; by zeros is as good as removed."""
+        return "replaced by any" in self.relation or self.relation == "replace_one"
 
     @classmethod
-    def of(cls, run: RunDirectory) -> Claim:
-        """Read from privacy.json, if there is one.
+    def all_of(cls, run: RunDirectory) -> list[Claim]:
+        """Those in privacy.json: of records, then of clients; without any, one that says nothing.
 
         Raises:
-            ResumeError: it is damaged.
+            ResumeError: the file is damaged.
         """
-        if not (run.path / "privacy.json").exists():
-            return cls(None)
-        told = run.read("privacy.json")
-        epsilon = told.get("epsilon")
+        told = run.read("privacy.json") if (run.path / "privacy.json").exists() else {}
+        found = [cls._read(each) for each in (told.get("record"), told) if each and each.get("epsilon") is not None]
+        return found or [cls(None)]
+
+    @classmethod
+    def _read(cls, told: Mapping[str, Any]) -> Claim:
         return cls(
-            None if epsilon is None else float(epsilon),
+            float(told["epsilon"]),
             float(told.get("delta") or DELTA),
             str(told.get("unit", cls.unit)),
             str(told.get("relation", cls.relation)),
@@ -87,7 +89,7 @@ class Run:
         torch.set_num_threads(self.job.threads)
         self.device = device_of(self.job)
         self.data = data_of(self.job, self.device)
-        self.claim = Claim.of(run)
+        self.claims = Claim.all_of(run)
         if any(untrained(self.data, c, self._names) for c in range(self.job.federation.clients)):
             raise ConfigError(
                 "some clients of this run hold one modality of each example, so that members and others would differ "
