@@ -83,7 +83,7 @@ class Outcome:
 
     found: Sequence[Finding]
     scores: Mapping[str, tuple[Any, Any]]  # of the attacks: members' and others'
-    verdicts: Sequence[Verdict]  # of every attack on each claim'
+    verdicts: Sequence[Verdict]  # of every attack on each claim
     control: Finding  # EncoderMI-V on the untrained model
     alike: bool  # whether members and others look alike to a model that knows nothing
 
@@ -160,12 +160,12 @@ def audit(target: Run, options: Options) -> Outcome:
 
 
 def _canaries(target: Run, claim: Claim, confidence: float) -> float:
-    """The gradients' code, as often as the client with the most steps, with canaries for all of its records.
+    """The gradients' code, as often as for the client with the most updates, with canaries for all of its records.
 
     Again and again, until there are enough canaries to see something.
     """
     job, done = target.job, target.steps
-    client = max(done, key=lambda each: (sum(done[each]), -each))
+    client = max(done, key=lambda each: (len(done[each]), sum(steps or 0 for steps in done[each]), -each))
     size, epochs, rounds = job.local.batch_size, job.local.epochs, itertools.cycle(done[client])
     n = len(target.parts[client])
     transform = job.privacy.planned(n, size, epochs, job.rounds_of(client))

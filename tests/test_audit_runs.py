@@ -136,6 +136,16 @@ def test_members_are_those_who_took_part(tmp_path: Path) -> None:
     np.testing.assert_array_equal(target.members, target.parts[client])
 
 
+def test_a_run_that_claims_for_clients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its clients do not tell their steps, and gradients of records are not what it claims."""
+    options = ["aggregation=client_dp", "aggregation.delta=1e-5", f"out={tmp_path}", "name=clients"]
+    run = execute(config.compose([*tiny(*LAYER), *options]))
+    assert inspect_audit.main([str(run.path), "--examples", "20"]) == 0
+    printed = capsys.readouterr().out
+    assert "for one client; that is no proof" in printed
+    assert "gradient canaries" not in printed
+
+
 def test_what_stays_on_clients_is_not_read(tmp_path: Path) -> None:
     """With a local projector the attacker has the encoder only."""
     run = execute(config.compose([*config_of("strategy.share.projector=local"), f"out={tmp_path}", "name=local"]))

@@ -78,7 +78,7 @@ class Run:
 
     Raises:
         ResumeError: no run, or one that has not ended.
-        ConfigError: its clients hold a part of each example only, or there is no test set to compare with.
+        ConfigError: its clients hold a part of each example only, or no update was ever merged.
     """
 
     def __init__(self, run: RunDirectory, examples: int, seed: int) -> None:
@@ -112,11 +112,13 @@ class Run:
         return sorted(self.steps)
 
     @cached_property
-    def steps(self) -> dict[int, list[int]]:
-        """Client -> how many steps each of its merged updates took."""
-        found: dict[int, list[int]] = {}
+    def steps(self) -> dict[int, list[int | None]]:
+        """Client -> how many steps each of its merged updates took; None where the run does not tell."""
+        found: dict[int, list[int | None]] = {}
         for row in self.rundir.rows("clients.jsonl"):
-            found.setdefault(int(row["client"]), []).append(int(row["steps"]))
+            found.setdefault(int(row["client"]), []).append(row.get("steps"))
+        if not found:
+            raise ConfigError("no update was ever merged in this run, so it has no members: audit another")
         return found
 
     @property
