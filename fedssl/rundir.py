@@ -23,6 +23,7 @@ from fedssl.tree import flatten
 NOT_THE_JOB = ("engine", "name", "out")  # keys of a configuration that do not change what a run computes
 LOGS = ("metrics.jsonl", "clients.jsonl", "collapse.jsonl")
 ATTEMPTS = "attempts.jsonl"  # of rounds of a private run
+SECRET = "secret.json"  # from which cohorts follow that nobody else may know
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,14 @@ class RunDirectory:
         """
         self._note({"round": at})
         return self.attempts().count(at)
+
+    def secret(self) -> int:
+        """A number that only the server knows, the same for the whole run: 63 bits of the operating system."""
+        path = self.path / SECRET
+        if not path.exists():
+            write_json(path, {"cohorts": int.from_bytes(os.urandom(8), "big") >> 1})
+            path.chmod(0o600)
+        return int(self.read(SECRET)["cohorts"])
 
     def attempts(self) -> list[int]:
         """The rounds that have begun, in order, whatever became of them."""

@@ -104,5 +104,8 @@ def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
         f"{summary['rounds']} rounds in {duration(summary['seconds'])}, {megabytes:.0f} MB exchanged, "
         f"effective rank {summary['effective_rank']:.1f}"
     )
-    print(f"privacy: {rundir.read('privacy.json')['says']}")
+    claim = rundir.read("privacy.json")
+    for each in (claim, claim.get("record")):
+        if each is not None:
+            print(f"privacy: {each['says']}")
     print(f"report: {rundir.path / 'report.html'}")

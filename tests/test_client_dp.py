@@ -19,9 +19,6 @@ from test_aggregation import resumed
 from fedssl import config
 from fedssl.aggregation.base import Occasion, Outcome, Planned, Sender
 from fedssl.aggregation.claims import gaussian_multiplier
-from fedssl.aggregation.client_dp import BELOW, ClientDP, adapted
-from fedssl.aggregation.flat import clip, length
-from fedssl.aggregation.local_dp import SPREAD, LocalDP
 from fedssl.aggregation.noise import Noise
 from fedssl.aggregation.sampling import sampling_of
 from fedssl.aggregation.spending import planned
@@ -33,6 +30,9 @@ from fedssl.participation.cohorts import Cohorts
 from fedssl.participation.synchronous import Synchronous
 from fedssl.parts import Arrays
 from fedssl.privacy.accountant import Release, compose
+from fedssl.privacy.clients.client_dp import BELOW, ClientDP, adapted
+from fedssl.privacy.clients.flat import clip, length
+from fedssl.privacy.clients.local_dp import SPREAD, LocalDP
 from fedssl.privacy.release import gaussian_epsilon
 
 Compose = Callable[..., Plan]
@@ -346,7 +346,7 @@ def test_every_aggregation_runs_repeats_and_resumes(
     assert summary["epsilon"] == said["epsilon"] == said["planned_epsilon"]
     assert rundir.rows()[-1]["epsilon"] == pytest.approx(said["epsilon"])
     assert said["unit"] == "client"
-    assert any("seed" in hole for hole in said["not_covered"])
+    assert any("seed of the run" in hole for hole in said["not_covered"])
     assert json.loads((first.path.parent / "resumed" / "privacy.json").read_text()) == said
 
 
@@ -418,3 +418,18 @@ def test_both_units_are_claimed_apart(plan: Compose) -> None:
     row = rundir.rows()[0]
     assert row["epsilon"] == pytest.approx(said["epsilon"])
     assert row["record_epsilon"] == pytest.approx(said["record"]["epsilon"], rel=0.01)
+
+
+def test_secure_cohorts_do_not_follow_from_the_seed_and_survive(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("aggregation=client_dp", "aggregation.delta=0.01", "participation=poisson", "federation.clients=20")
+    one = plan(*options, "aggregation.secure=true", "participation.fraction=0.5", "partition=iid", name="one")
+    resumed(one, monkeypatch)
+    rundir = one.open()
+    secret = rundir.secret()
+    assert secret != one.job.seed
+    assert (rundir.path / "secret.json").stat().st_mode & 0o077 == 0
+    for at in (1, 2):
+        came = [row["client"] for row in rundir.rows("clients.jsonl") if row["round"] == at]
+        assert came == [turn.client for turn in one.job.participation.plan(20, at, secret).turns]
+        assert came != [turn.client for turn in one.job.attendance(at).turns]
+    assert not any("seed of the run" in hole for hole in rundir.read("privacy.json")["not_covered"])

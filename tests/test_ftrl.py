@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from conftest import assert_same
 
-from fedssl.aggregation import banded
 from fedssl.aggregation.base import Memory, Occasion, Planned
-from fedssl.aggregation.client_dp import ClientDP
-from fedssl.aggregation.ftrl import FTRL
 from fedssl.aggregation.noise import Noise
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.participation.cohorts import Cohorts
 from fedssl.participation.synchronous import Synchronous
+from fedssl.privacy.clients import banded
+from fedssl.privacy.clients.client_dp import ClientDP
+from fedssl.privacy.clients.ftrl import FTRL
 from fedssl.privacy.release import gaussian_epsilon
 
 

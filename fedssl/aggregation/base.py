@@ -107,6 +107,11 @@ class Aggregation(Protocol):
         """Whether what leaves a client is differentially private of itself."""
         ...
 
+    @property
+    def secret_cohorts(self) -> bool:
+        """Whether nobody but the server may know who takes part, so that the run's seed must not tell."""
+        ...
+
     def admit(self, plan: Planned) -> None:
         """Refuse a run that is outside of what can be computed or claimed.
 

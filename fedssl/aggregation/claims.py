@@ -77,6 +77,5 @@ def declare(
     adversary: str, relation: str, sampler: str, released: str, secure: bool, budget: tuple[float | None, float]
 ) -> Declared:
     """A declaration for the unit `client`."""
-    seeded = () if secure else ("whoever knows the seed of the run: aggregation.secure=true for real use",)
-    public = (*NOT_COVERED, *seeded)
-    return Declared("client", RELATIONS[relation], adversary, sampler, released, budget[1], budget[0], False, public)
+    words = (adversary, sampler, released)
+    return Declared("client", RELATIONS[relation], *words, budget[1], budget[0], not secure, NOT_COVERED)

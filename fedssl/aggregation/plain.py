@@ -38,6 +38,7 @@ class Plain:
 
     each: bool = True
     private_uploads: ClassVar[bool] = False
+    secret_cohorts: ClassVar[bool] = False
 
     def admit(self, plan: Planned) -> None:
         """Their mean is of changes from the same model, so it wants synchronous rounds.

@@ -113,7 +113,7 @@ def _open(
     parameters = layout_of(model, job.method.parts).parameters
     monitor = Monitor(evaluator, parts, job.tree["method"], rundir.rows("collapse.jsonl"))
     about = (grid, job, rundir, reporter, evaluator, monitor, data, device, shares, parameters, nodes, state_dir)
-    run = Running(*about, Server.begin(job, grid, nodes, model))
+    run = Running(*about, Server.begin(job, grid, nodes, model, rundir.secret))
     rundir.write("privacy.json", claims(run))
     return run, point, to_arrays(model)
 
@@ -128,7 +128,7 @@ def _round(run: Running, strategy: Any, at: int, attempt: int, now: Arrays, init
     started = time.perf_counter()
     job = run.job
     measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
-    attendance, asynchronous = job.attendance(at), job.participation.max_staleness > 0
+    attendance, asynchronous = run.aggregation.attendance(at), job.participation.max_staleness > 0
     if len(attendance.turns) < job.federation.quorum:
         attendance = Attendance(())  # nobody is asked
     turn_of = {turn.client: turn for turn in attendance.arriving}

@@ -16,7 +16,10 @@ NOT_COVERED = (
     "copies of a record, on one client or on two: each copy is a record of its own",
     "which clients take part, when, and how long they take",
 )
-SEEDED = "whoever knows the seed of the run, from which noise and samples follow: privacy.secure=true for real use"
+SEEDED = (
+    "whoever knows the seed of the run, from which noise and samples follow: privacy.secure=true, or "
+    "aggregation.secure=true for the unit client, for real use"
+)
 
 
 @dataclass(frozen=True)

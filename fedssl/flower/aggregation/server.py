@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from fedssl.flower.rounds import exchange
 from fedssl.job import Job
 from fedssl.model import Model
 from fedssl.norms import variance_keys
+from fedssl.participation.base import Attendance
 from fedssl.parts import Arrays
 from fedssl.privacy import statement
 from fedssl.privacy.ledger import Ledger
@@ -35,6 +36,7 @@ class Server:
     grid: Grid
     nodes: Mapping[int, int]  # client -> node id
     memory: Memory
+    seed: int  # of the cohorts
     variances: frozenset[str] = frozenset()  # arrays that may not become negative
     ledger: Ledger = field(default_factory=Ledger)  # of the federation, if the aggregation claims an epsilon
     row: dict[str, float] = field(default_factory=dict)  # of the round that was finished last
@@ -42,7 +44,9 @@ class Server:
     _asked: Arrays = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, job: Job, grid: Grid, nodes: Mapping[int, int], model: Model) -> Server:
+    def begin(
+        cls, job: Job, grid: Grid, nodes: Mapping[int, int], model: Model, secret: Callable[[], int] = lambda: 0
+    ) -> Server:
         """Before the first round.
 
         Args:
@@ -50,10 +54,16 @@ class Server:
             grid: of all nodes.
             nodes: client -> node id.
             model: only its kind is read.
+            secret: gives the run's secret, where cohorts are drawn from one.
         """
         if job.aggregation.each:
-            return cls(job, grid, nodes, Memory())
-        return cls(job, grid, nodes, job.aggregation.begin(job.planned), variance_keys(model))
+            return cls(job, grid, nodes, Memory(), job.seed)
+        seed = secret() if job.aggregation.secret_cohorts else job.seed
+        return cls(job, grid, nodes, job.aggregation.begin(job.planned), seed, variance_keys(model))
+
+    def attendance(self, at: int) -> Attendance:
+        """The turns that end in round `at`."""
+        return self.job.participation.plan(self.job.federation.clients, at, self.seed)
 
     @property
     def each(self) -> bool:

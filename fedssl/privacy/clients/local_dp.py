@@ -22,10 +22,10 @@ from fedssl.aggregation.base import (
     to_wire,
     wire_bytes,
 )
-from fedssl.aggregation.flat import clip, length
 from fedssl.aggregation.noise import Noise
 from fedssl.aggregation.sampling import most_turns, sampling_of
 from fedssl.parts import Arrays
+from fedssl.privacy.clients.flat import clip, length
 from fedssl.privacy.ledger import Entry
 from fedssl.privacy.statement import Declared
 from fedssl.tree import ExactMean
@@ -61,6 +61,7 @@ class LocalDP:
     secure: bool = False
     each: ClassVar[bool] = False
     private_uploads: ClassVar[bool] = True
+    secret_cohorts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         claims.check_noise(self.noise_multiplier, self.target_epsilon, self.clip)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedssl.aggregation import banded, claims
+from fedssl.aggregation import claims
 from fedssl.aggregation.base import (
     Ask,
     Memory,
@@ -22,11 +22,12 @@ from fedssl.aggregation.base import (
     to_wire,
     wire_bytes,
 )
-from fedssl.aggregation.flat import clip, length
 from fedssl.aggregation.noise import Noise
 from fedssl.aggregation.sampling import sampling_of
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.parts import Arrays
+from fedssl.privacy.clients import banded
+from fedssl.privacy.clients.flat import clip, length
 from fedssl.privacy.ledger import Entry
 from fedssl.privacy.statement import Declared
 
@@ -36,7 +37,7 @@ class FTRL:
     """Banded matrix noise (Choquette-Choo et al. 2023, https://arxiv.org/abs/2306.08153) on clipped changes.
 
     The server releases in round t `(sum of clipped changes + noise_t) / (expected clients)`, where the noise of a round
-    takes back a part of that of the `band - 1` rounds before; see `fedssl.aggregation.banded`. The whole run is one
+    takes back a part of that of the `band - 1` rounds before; see `fedssl.privacy.clients.banded`. The whole run is one
     Gaussian release. Needs cohorts whose members wait at least `band` rounds: `participation=cohorts`. With band=1 the
     noise is independent, and anybody may come at any time.
 
@@ -57,6 +58,7 @@ class FTRL:
     secure: bool = False
     each: ClassVar[bool] = False
     private_uploads: ClassVar[bool] = False
+    secret_cohorts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         claims.check_noise(self.noise_multiplier, self.target_epsilon, self.clip)

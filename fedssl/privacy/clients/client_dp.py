@@ -22,12 +22,12 @@ from fedssl.aggregation.base import (
     to_wire,
     wire_bytes,
 )
-from fedssl.aggregation.flat import clip, length
 from fedssl.aggregation.noise import Noise
 from fedssl.aggregation.sampling import sampling_of
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.parts import Arrays
 from fedssl.privacy.accountant import noise_multiplier
+from fedssl.privacy.clients.flat import clip, length
 from fedssl.privacy.ledger import Entry
 from fedssl.privacy.statement import Declared
 
@@ -57,7 +57,7 @@ class ClientDP:
             noise_multiplier says.
         weight_cap: null counts every client once; a number weighs a client by min(examples, cap) / cap, below a
             divisor that stays what it is, so that many small clients make small steps.
-        secure: noise from the operating system, for deployments; nothing repeats then.
+        secure: noise and cohorts from the operating system, for deployments; nothing repeats then.
     """
 
     clip: float = 1.0
@@ -84,6 +84,11 @@ class ClientDP:
                 f"aggregation.bit_noise={self.bit_noise} must be above 0 and weight_cap={self.weight_cap} at least 1: "
                 "give such numbers, or null"
             )
+
+    @property
+    def secret_cohorts(self) -> bool:
+        """What is claimed of a Poisson sample holds against those who do not know it; clients know the run's seed."""
+        return self.secure
 
     def admit(self, plan: Planned) -> None:
         """Refuse participation without an accountant, a delta without meaning, and noise that bits use up.
