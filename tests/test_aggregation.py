@@ -17,7 +17,7 @@ from fedssl.errors import ConfigError
 from fedssl.flower.aggregation.server import Server
 from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.running import Running
+from fedssl.flower.run.running import Running
 
 Compose = Callable[..., Plan]
 

@@ -19,12 +19,12 @@ from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.flower import checks, codec, state_files, strategy_state, turns
 from fedssl.flower.aggregation.server import Server
-from fedssl.flower.claims import claims, so_far
-from fedssl.flower.finish import finish
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import CohortGrid, Tally, exchange, instruct, roster
 from fedssl.flower.rule import PartRule, Trainer
-from fedssl.flower.running import Running
+from fedssl.flower.run.claims import claims, so_far
+from fedssl.flower.run.finish import finish
+from fedssl.flower.run.running import Running
 from fedssl.job import Job
 from fedssl.model import layout_of, to_arrays
 from fedssl.monitor import Monitor
