@@ -13,7 +13,7 @@ import numpy as np
 
 from fedssl import seeds
 from fedssl.aggregation.admission import refuse
-from fedssl.aggregation.base import Aggregation, Planned
+from fedssl.aggregation.base import Aggregation, Answering, Planned
 from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
 from fedssl.compression import Compression
@@ -270,7 +270,10 @@ class Job:
         self._check_others(data, modality)
         self._check_summaries(method, self._word("strategy"))
         if not self.aggregation.each:
-            refuse(self.strategy(), self.method.summaries, self.compression, self.federation.quorum, self.privacy)
+            # Who asks clients for keys, knows how many there are.
+            quorum = 1 if isinstance(self.aggregation, Answering) else self.federation.quorum
+            about = (quorum, self.privacy, self.aggregation.secret_cohorts)
+            refuse(self.strategy(), self.method.summaries, self.compression, *about)
         self.aggregation.admit(self.planned)
 
     def _maker(self, summary: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedssl import seeds
@@ -61,6 +62,13 @@ def as_held(job: Job, device: torch.device) -> Table:
     train: Table = data_of(job, device).train
     optics = _optics(job.text, device, "train")
     return train if optics is None else Seen.by_owners(train, owner_of(parts_of(job, device)), optics)
+
+
+def as_dealt(job: Job, device: torch.device, eyes: NDArray[np.int64]) -> Table:
+    """The test set, each example as the client `eyes[i]` would see it if it held it."""
+    test: Table = data_of(job, device).test
+    optics = _optics(job.text, device, "test")
+    return test if optics is None else Seen.by_owners(test, eyes, optics)
 
 
 def union_of(job: Job, device: torch.device) -> Shard:

@@ -19,6 +19,7 @@ usage: fedssl COMMAND ...
   study NAME [study.key=value ...] [key=value ...]
                              measure a claim of the theory, centrally and federated; study.tiny=true for a look
   probe RUN                  measure the encoder of a finished run again [--corruptions [noise,blur,contrast,shift]]
+  audit RUN                  attack a finished run, hold what is found against its epsilon [--shadows 8] [--inversion 2]
   payload [--json] [key=value ...]
                              what would leave a client in each round of such a run, and its size; trains nothing
   list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines, studies
@@ -50,6 +51,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         from simulations import inspect_runs
 
         return inspect_runs.probe(rest)
+    if command == "audit":
+        from simulations import inspect_audit
+
+        return inspect_audit.main(rest)
     if command == "study":
         from simulations import study
 
@@ -67,7 +72,8 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return inspect_install.doctor(rest)
     print(
-        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, payload, list or doctor",
+        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, payload, list "
+        "or doctor",
         file=sys.stderr,
     )
     return 2

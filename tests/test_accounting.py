@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedssl.errors import ConfigError, PrivacyError
-from fedssl.privacy.accountant import Release, compose, epsilon, joint, noise_multiplier
-from fedssl.privacy.ledger import Entry, Ledger, worst
+from fedssl.privacy.accountant import Release, compose, curve, epsilon, joint, noise_multiplier, worst
+from fedssl.privacy.ledger import Entry, Ledger
 
 DELTA = 1e-5
 TABLE = {  # (sample rate, noise, steps) -> RDP, PRV, PLD; opacus 1.6.0 and dp-accounting 0.6.0
@@ -44,6 +44,13 @@ def test_replacing_one_record_is_twice_as_far_as_adding_one() -> None:
 def test_releases_without_sampling_are_one_gaussian_for_every_accountant() -> None:
     for name in ("pld", "prv", "rdp"):
         assert epsilon(20.0, 1.0, 100, DELTA, name) == pytest.approx(GAUSSIAN[1], abs=1e-3)
+
+
+def test_a_curve_is_epsilon_at_each_delta() -> None:
+    for release in (Release(1.0, 0.1, 20), Release(2.0, 1.0, 3)):
+        fine = [compose([release], delta) for delta in (1e-3, 1e-5)]
+        assert curve(release, (1e-3, 1e-5)) == pytest.approx(fine, rel=0.01)
+        assert all(a >= b - 1e-9 for a, b in zip(curve(release, (1e-3, 1e-5)), fine, strict=True)), "rounded up"
 
 
 def test_two_releases_of_one_sample_are_not_two_samples() -> None:
@@ -139,6 +146,6 @@ def test_what_is_affordable_fits_and_one_more_does_not(budget: float, count: int
 
 
 def test_clients_with_records_of_their_own_do_not_add_up() -> None:
-    small, large = Ledger().spend(entry(1, 5)), Ledger().spend(entry(1, 50))
-    assert worst([small, large, Ledger()], DELTA) is large
-    assert worst([], DELTA) == Ledger()
+    small, large = Release(1.5, 0.1, 5), Release(1.5, 0.1, 50)
+    assert worst([small, large], DELTA) == large
+    assert worst([], DELTA) is None

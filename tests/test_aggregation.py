@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from fedssl.errors import ConfigError
 from fedssl.flower.aggregation.server import Server
 from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
+from fedssl.flower.run.running import Running
 
 Compose = Callable[..., Plan]
 
@@ -94,15 +95,16 @@ def test_resuming_is_exact(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def resumed(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """The end of a run that is stopped in its second round and resumed."""
+    """The end of a run that is stopped between its first two rounds and resumed."""
     import fedssl.flower.server as server
 
     original = server._round
 
-    def stop(run, strategy, at, now, initial):  # type: ignore[no-untyped-def]
-        if at == 2:
+    def stop(run: Running, strategy: Any, at: int, *others: Any) -> Any:
+        merged = original(run, strategy, at, *others)
+        if at == 1:
             raise KeyboardInterrupt
-        return original(run, strategy, at, now, initial)
+        return merged
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(server, "_round", stop)

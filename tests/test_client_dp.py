@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import assert_same, execute, final_arrays
+from conftest import ROOT, assert_same, execute, final_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants import RDPAccountant
@@ -240,6 +240,14 @@ def test_the_table_of_client_level_epsilons(clients: int, cohort: int, rate_delt
     assert planned(ClientDP(delta=0.5), plan).epsilon(rate_delta) == pytest.approx(expected, abs=0.01)
 
 
+def test_the_page_has_the_costs() -> None:
+    page = (ROOT / "docs" / "client_privacy.md").read_text()
+    for participation in (Synchronous(0.1, "poisson"), Synchronous(0.1), Cohorts(10)):
+        ledger = planned(ClientDP(), Planned(1000, 100, 0, participation))
+        row = " | ".join(f"{ledger.epsilon(delta):.2f}" for delta in (1000**-1.1, 1e-5))
+        assert f"| {row} |" in page
+
+
 def test_a_target_is_met_by_the_planned_rounds() -> None:
     delta = 1000**-1.1
     dp = ClientDP(noise_multiplier=None, target_epsilon=2.0)
@@ -322,6 +330,7 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
 PRIVATE = ("federation.clients=4", "participation=cohorts", "participation.groups=2", "federation.rounds=3")
 DELTA = {"client_dp": ("aggregation.delta=0.01",), "local_dp": ("aggregation.delta=0.01",)}
 DELTA["ftrl"] = ("aggregation.delta=0.01", "aggregation.band=2")
+DELTA["secure_dp"] = ("aggregation.delta=0.01",)
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedema"])
@@ -383,13 +392,14 @@ def begun(plan: Plan, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
         execute(plan)
 
 
+@pytest.mark.parametrize("killed", [1, 2])
 def test_a_round_that_was_lost_is_paid_for_and_its_noise_is_never_used_again(
-    plan: Compose, monkeypatch: pytest.MonkeyPatch
+    killed: int, plan: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("aggregation=client_dp", "aggregation.delta=0.01", "federation.rounds=3")
     whole = plan(*options, name="whole")
     lost = whole.at(whole.path.parent / "lost")
-    begun(lost, 2, monkeypatch)
+    begun(lost, killed, monkeypatch)
     once, twice = execute(whole), execute(lost)
     assert twice.read("privacy.json")["worst"]["count"] == 4
     assert twice.read("summary.json")["epsilon"] > once.read("summary.json")["epsilon"]
@@ -412,6 +422,8 @@ def test_both_units_are_claimed_apart(plan: Compose) -> None:
     options = ("method=byol", "method.norm=group", "privacy=example", "aggregation=client_dp", "aggregation.delta=0.01")
     with pytest.raises(ConfigError, match=r"privacy\.sample_rate=0\.1"):
         plan(*options)
+    with pytest.raises(ConfigError, match="aggregation=ftrl"):
+        plan(*options, "privacy.sample_rate=0.5", "aggregation.secure=true")
     rundir = execute(plan(*options, "privacy.sample_rate=0.5", "federation.rounds=1"))
     said = rundir.read("privacy.json")
     assert (said["unit"], said["record"]["unit"]) == ("client", "record")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,10 @@ def interrupted(plan: Plan, after: int, monkeypatch: pytest.MonkeyPatch) -> RunD
     rundir = plan.open()
     genuine = server._round
 
-    def dying(run: Any, strategy: Any, at: int, now: Any, initial: Any) -> Any:
+    def dying(run: Any, strategy: Any, at: int, *rest: Any) -> Any:
         if at == after + 1:
-            run = server._Run(**{**vars(run), "rundir": _Unwritable(rundir.path)})
-        return genuine(run, strategy, at, now, initial)
+            run = replace(run, rundir=_Unwritable(rundir.path))
+        return genuine(run, strategy, at, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(_Stop):
         patch.setattr(server, "_round", dying)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from fedssl.errors import PrivacyError
 from fedssl.method import Batch, Sizes, SSLMethod, Step
 from fedssl.methods.sigmoid import SigmoidPairs
 from fedssl.methods.simclr import SimCLR
+from fedssl.privacy.coupled import pair_dp
 from fedssl.privacy.coupled.pair_dp import PairDP, noise_over_signal, pair_sum, rule_of, temperature_at
 from fedssl.privacy.coupled.pair_gradients import Seen, bounds, cotangents, directions, look, scores_of
 from fedssl.privacy.coupled.pair_rules import (
@@ -302,10 +303,30 @@ def test_refusals_name_the_way_out() -> None:
         PairDP().check(job_of("simclr", "method.similarity=dot").method)
     with pytest.raises(PrivacyError, match=r"none for that of VICReg.*privacy=groups method\.norm=group"):
         PairDP().check(job_of("vicreg").method)
-    with pytest.raises(PrivacyError, match="none for that of BYOL"):
-        PairDP().check(job_of("byol").method)
+    with pytest.raises(PrivacyError, match="BYOL contrasts no pairs of records.*use privacy=example"):
+        PairDP().check(job_of("byol", "method.norm=group").method)
     with pytest.raises(PrivacyError, match="none for that of Decorrelated"):
         PairDP().check(job_of("simclr", "local.decorrelation=0.1").method)
+
+
+@dataclass(frozen=True)
+class Weighted(SigmoidPairs):
+    """A loss that is not what its bound is of."""
+
+    def loss(self, model: nn.ModuleDict, batch: Batch, step: Step) -> Any:
+        out = super().loss(model, batch, step)
+        return replace(out, loss=1.01 * out.loss)
+
+
+def test_a_loss_that_is_not_the_sum_of_its_pairs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its type; and should the method itself change, by its gradient."""
+    with pytest.raises(PrivacyError, match="none for that of Weighted"):
+        rule_of(Weighted())
+    method = method_of("sigmoid")
+    pair_dp.probe_pairs(method, model_of(method), batch_of(6))
+    monkeypatch.setattr(pair_dp, "rule_of", lambda _: SigmoidRule(0.1))
+    with pytest.raises(PrivacyError, match=r"differs by .* from the sum of pairs whose bound is known"):
+        pair_dp.probe_pairs(method, model_of(method), batch_of(6))
 
 
 def test_the_live_network_is_looked_at(plan: Compose) -> None:

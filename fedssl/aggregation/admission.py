@@ -33,7 +33,7 @@ def reads_mean(strategy: object) -> bool:
 
 
 def refuse(
-    strategy: object, summaries: Collection[str], compression: Compression, quorum: int, privacy: object
+    strategy: object, summaries: Collection[str], compression: Compression, quorum: int, privacy: object, secret: bool
 ) -> None:
     """Refuse what reads single updates, changes them after they are bounded, or tells what they hide.
 
@@ -43,6 +43,7 @@ def refuse(
         compression: how updates are coded.
         quorum: updates that a round needs.
         privacy: of examples.
+        secret: whether cohorts do not follow from the run's seed.
 
     Raises:
         ConfigError: for the first that does not fit.
@@ -73,4 +74,9 @@ def refuse(
         raise ConfigError(
             "privacy.sample_rate=null makes the number of a client's records public, which the aggregation hides: "
             "give a rate, such as privacy.sample_rate=0.1"
+        )
+    if isinstance(privacy, Rated) and secret:
+        raise ConfigError(
+            "clients find the rounds that their records pay for by the run's seed, and aggregation.secure=true draws "
+            "cohorts from a secret: use aggregation=ftrl with participation=cohorts, or privacy=none"
         )

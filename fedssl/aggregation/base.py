@@ -38,6 +38,7 @@ class Occasion:
     round: int
     attempt: int  # 1, or more if the round is repeated after a kill: no attempt may draw another one's noise
     clients: Sequence[int]  # whose updates are awaited, sorted; maybe none
+    lost: Sequence[int] = ()  # who begin the round, too, and drop out before they send
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,13 @@ class Answering(Protocol):
 
     def answer(self, question: Told, secrets: Told, client: int) -> tuple[Told, Told]:
         """On the client: the answer, and what to remember of it for the rest of the round (in `Context.state`)."""
+        ...
+
+    def sent(self, told: Told, sender: Sender) -> Told:
+        """On the client, once its update has left: what to remember from then on.
+
+        `told` is what `send` got: the session's words, and behind `own.` those that the client remembered.
+        """
         ...
 
 

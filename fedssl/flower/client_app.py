@@ -88,14 +88,16 @@ def _pull(worker: _Worker) -> Pull | None:
 
 
 def _shares(job: Job, client: int, config: ConfigRecord) -> dict[tuple[int, int], float]:
-    """By round and attempt: the share of a round that this client was asked for in what a kill has lost."""
+    """By round and attempt: the share of a round that this client was asked for in what a kill has lost.
+
+    Where cohorts are secret it does not know which of them it was in, and counts all.
+    """
     rounds, attempts = (cast(list[int], config.get(f"lost-{name}", [])) for name in ("rounds", "attempts"))
-    return {
-        (at, attempt): turn.work
-        for at, attempt in zip(rounds, attempts, strict=True)
-        for turn in job.attendance(at).turns
-        if turn.client == client
-    }
+    lost = list(zip(rounds, attempts, strict=True))
+    if job.aggregation.secret_cohorts:
+        return dict.fromkeys(lost, 1.0)
+    turns = [(at, attempt, turn) for at, attempt in lost for turn in job.attendance(at).turns]
+    return {(at, attempt): turn.work for at, attempt, turn in turns if turn.client == client}
 
 
 def _weights(job: Job, arrays: Arrays) -> Arrays:
@@ -128,7 +130,9 @@ def train(message: Message, context: Context) -> Message:
     if worker.admitted != worker.text:
         job.privacy.admit(job.method, worker.model, shard, job.data.augment)
         worker.admitted = worker.text
-    rounds = job.rounds_of(client) if job.privacy.private else 0
+    rounds = 0.0
+    if job.privacy.private:
+        rounds = job.federation.rounds if job.aggregation.secret_cohorts else job.rounds_of(client)
     gradient = job.privacy.planned(len(shard), job.local.batch_size, job.local.epochs, rounds)
     agree(gradient, context.node_config)
     lost = _shares(job, client, config)

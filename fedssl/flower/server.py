@@ -14,16 +14,17 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedssl import partition, payload, tree
+from fedssl.aggregation.base import Memory
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.flower import checks, codec, state_files, strategy_state, turns
 from fedssl.flower.aggregation.server import Server
-from fedssl.flower.claims import claims, so_far
-from fedssl.flower.finish import finish
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import CohortGrid, Tally, exchange, instruct, roster
 from fedssl.flower.rule import PartRule, Trainer
-from fedssl.flower.running import Running
+from fedssl.flower.run.claims import claims, so_far
+from fedssl.flower.run.finish import finish
+from fedssl.flower.run.running import Running
 from fedssl.job import Job
 from fedssl.model import layout_of, to_arrays
 from fedssl.monitor import Monitor
@@ -69,11 +70,12 @@ def federate(
             saved = tree.like(point.arrays, initial)
             done, now = point.round, {key: saved[key] for key in now}  # in order: Flower's FedAvgM counts on it
             strategy_state.give(strategy, *point.strategy)
-            run.aggregation.restore(*point.aggregation, rundir.attempts(), done)
+            run.aggregation.memory = Memory(*point.aggregation)
             run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
         run.history.models[done] = now
         run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
         run.spent.update(statement.spent(rundir.rows("clients.jsonl")))
+        run.aggregation.replay(rundir.attempts(), done)
         rundir.resumed(done)
         _restore_clients(run, done)
         run.aggregation.announce(reporter, sum(initial[key].size for key in run.merged))
@@ -83,8 +85,7 @@ def federate(
                 if not run.aggregation.affords(at, rundir.attempts().count(at) + 1):
                     reporter.say(f"round {at} would exceed the privacy budget: the run ends before it")
                     break
-                attempt = rundir.attempt(at) if job.private else 0
-                now = _round(run, strategy, at, attempt, now, initial)
+                now = _round(run, strategy, at, now, initial)
         finally:
             reporter.end()
         return finish(run, initial, now | _student(strategy))
@@ -123,7 +124,7 @@ def _student(strategy: Any) -> Arrays:
     return strategy.student if isinstance(strategy, Trainer) else {}
 
 
-def _round(run: Running, strategy: Any, at: int, attempt: int, now: Arrays, initial: Arrays) -> Arrays:
+def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
     """Instruct who takes part, merge the replies, measure, log, checkpoint."""
     started = time.perf_counter()
     job = run.job
@@ -149,7 +150,7 @@ def _round(run: Running, strategy: Any, at: int, attempt: int, now: Arrays, init
     began = {turn.client: run.history.models[turn.start] for turn in turn_of.values()}
     counted = (list(turn_of), job.federation.tolerate, now, partition_of)
     tally = Tally(*counted, keep, moved, lacking, unpack, began, run.aggregation.each)
-    merged = _merge(run, strategy, (at, attempt), now, tally, turn_of)
+    merged = _merge(run, strategy, at, now, tally, turn_of)
     row: dict[str, Any] = {"round": at, "clients": tally.updates, "failures": len(tally.failures)}
     if merged is None:
         job.federation.skip(at, tally.updates)
@@ -183,14 +184,15 @@ def _round(run: Running, strategy: Any, at: int, attempt: int, now: Arrays, init
 
 
 def _merge(
-    run: Running, strategy: Any, begun: tuple[int, int], now: Arrays, tally: Tally, turn_of: Mapping[int, Turn]
+    run: Running, strategy: Any, at: int, now: Arrays, tally: Tally, turn_of: Mapping[int, Turn]
 ) -> Arrays | None:
     """Instruct the clients of these turns and let the strategy merge what comes back; None if too little does."""
-    job, (at, attempt) = run.job, begun
+    job = run.job
     if not turn_of and run.aggregation.each:
         return None
     config = ConfigRecord({"job": job.text, "server-round": at, "made": run.history.made(at - 1)})
-    if attempt:
+    attempt = run.rundir.attempt(at) if job.private else 1
+    if job.private:
         lost = run.rundir.lost()
         config.update({"attempt": attempt, "lost-rounds": [r for r, _ in lost], "lost-attempts": [a for _, a in lost]})
     if run.state_dir is not None:
@@ -214,8 +216,8 @@ def _merge(
     elif not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
-    first = list(islice(replies, job.federation.quorum))  # before the strategy, whose state merging may change
-    if len(first) < job.federation.quorum:
+    first = list(islice(replies, run.aggregation.quorum))  # before the strategy, whose state merging may change
+    if len(first) < run.aggregation.quorum:
         return None
     record, _ = strategy.aggregate_train(at, chain(first, replies))
     if record is None:

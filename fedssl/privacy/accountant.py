@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from functools import lru_cache
@@ -143,12 +143,25 @@ def compose(releases: Iterable[Release], delta: float, accountant: str = "pld", 
         return float(other.get_epsilon(delta))
 
 
+def curve(release: Release, deltas: Sequence[float]) -> list[float]:
+    """Epsilon at each of these deltas, on the fast grid."""
+    if release.count == 0 or release.noise_multiplier == 0 or release.sample_rate == 1:
+        return [compose([release], delta) for delta in deltas]
+    composed = _composed((release,), FAST)
+    return [float(composed.get_epsilon(delta)) for delta in deltas]
+
+
 def _pld(releases: Iterable[Release], delta: float, grid: float) -> float:
     """By privacy loss distributions rounded up to a grid: a coarser one is faster, and says a little too much."""
+    return float(_composed(tuple(releases), grid).get_epsilon(delta))
+
+
+@lru_cache(maxsize=64)
+def _composed(releases: tuple[Release, ...], grid: float) -> pld.PLDAccountant:
     accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
     for release in releases:
         accountant.compose(_event(release), release.count)
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 def _event(release: Release) -> dp_accounting.DpEvent:

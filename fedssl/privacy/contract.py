@@ -30,19 +30,26 @@ def alone(method: SSLMethod) -> str:
     """Why a record's loss or its traces are not its own, in half a sentence; empty if the method says they are."""
     if why := lingers(method):
         return why
-    return "has a loss in which the examples of a batch act on each other" if method.coupling is Coupling.batch else ""
+    if method.coupling is Coupling.history:
+        return "lets examples of earlier batches act on later ones"
+    if method.coupling is Coupling.batch:
+        return "has a loss in which the examples of a batch act on each other"
+    return ""
 
 
 def lingers(method: SSLMethod) -> str:
-    """Why something of a record outlives its batch, in half a sentence; empty if the method says that nothing does."""
+    """What of a record outlives its step, in half a sentence; empty if nothing does by the method's parts."""
     if method.summaries:
         return f"uploads a summary of its examples ({method.summaries[0]}) that no noise covers"
     for part in method.parts:
         if part.holds_examples or part.sized:
             return f"keeps what it has seen of examples in its part {part.name!r}, where they act in later steps"
-    if method.coupling is Coupling.history:
-        return "lets examples of earlier batches act on later ones"
     return ""
+
+
+def outlives(method: SSLMethod) -> str:
+    """Why a record acts beyond its batch, in half a sentence; empty if the method says that it does not."""
+    return "" if method.coupling is Coupling.batch and not lingers(method) else alone(method)
 
 
 def changes(method: SSLMethod, objection: Callable[[SSLMethod], str] = alone) -> tuple[str, ...] | None:
@@ -82,7 +89,7 @@ def check_stateless(method: SSLMethod, mechanism: str) -> None:
     Raises:
         PrivacyError: with the reason and the nearest settings that have a proof.
     """
-    _refuse(method, mechanism, lingers)
+    _refuse(method, mechanism, outlives)
 
 
 def _refuse(method: SSLMethod, mechanism: str, objection: Callable[[SSLMethod], str]) -> None:
@@ -103,7 +110,7 @@ def nearest(method: SSLMethod, mechanism: str) -> str:
     ways = []
     if mechanism != "pairs" and type(method) in (SimCLR, SigmoidPairs):
         ways.append(f"privacy=pairs{norm}")
-    if mechanism != "groups" and method.coupling is Coupling.batch and not lingers(method):
+    if mechanism != "groups" and method.coupling is Coupling.batch and not outlives(method):
         ways.append(f"privacy=groups{norm}")
     alone_already = "" if mechanism == "example" else "privacy=example with "
     ways += [f"{alone_already}method=byol method.norm=group", "method=mae"]

@@ -77,7 +77,7 @@ def probe_alone(method: SSLMethod, model: Model, batches: Sequence[Batch]) -> No
             whole = _gradient(precise, out.loss * len(wide.index))
             losses = [method.loss(precise, single, _STEP).loss for single in singles(wide)]
             apart = _gradient(precise, torch.stack(losses).sum())
-        except FedsslError as error:
+        except (FedsslError, ValueError) as error:  # torch's own layers raise the latter
             raise PrivacyError(
                 f"{type(method).__name__} cannot tell what a record contributes alone ({error}), so its gradients have "
                 "no bound: use a loss and layers of single records, such as norm=group"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
@@ -115,7 +116,9 @@ def by_hooks(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Recor
                 f"{type(method).__name__} names no loss of single records, so hooks cannot tell them apart: use "
                 "privacy.engine=vmap"
             )
-        out.per_example.mean().backward()  # type: ignore[no-untyped-call]  # torch's own signature is untyped
+        with warnings.catch_warnings():  # the first layer's inputs need no gradient, which torch remarks on
+            warnings.filterwarnings("ignore", "Full backward hook", UserWarning)
+            out.per_example.mean().backward()  # type: ignore[no-untyped-call]  # torch's own signature is untyped
         gradients = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -154,7 +157,7 @@ def pieces(batch: Batch, size: int) -> Iterator[Batch]:
 
 def norms(gradients: Iterable[Tensor]) -> Tensor:
     """(n,) the length of each record's gradient over all parameters, in float64 so that no small one is lost."""
-    return torch.stack([g[..., None].flatten(1).double().square().sum(1) for g in gradients]).sum(0).sqrt()
+    return torch.stack([g.reshape(len(g), -1).double().square().sum(1) for g in gradients]).sum(0).sqrt()
 
 
 def clipped_sum(gradients: Sequence[Tensor], clip_norm: float) -> list[Tensor]:

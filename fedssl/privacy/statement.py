@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedssl.privacy.accountant import FAST, Accountant, Release, compose, worst
+from fedssl.privacy.accountant import FAST, Accountant, Release, compose, curve, worst
 
 DELTAS = tuple(10.0**-k for k in range(3, 11))
 NOT_COVERED = (
@@ -81,12 +81,12 @@ def statement(declared: Declared, releases: Sequence[Release]) -> dict[str, Any]
     if found is None:
         return {**content, "epsilon": 0.0, "not_covered": _holes(declared), "says": sentence(declared, 0.0)}
     costs = {name: _number(compose([found], declared.delta, name)) for name in Accountant}
-    rdp = [(delta, _number(compose([found], delta, grid=FAST))) for delta in DELTAS]
+    points = zip(DELTAS, curve(found, DELTAS), strict=True)
     return {
         **content,
         "epsilon": costs[Accountant.pld],
         "accountants": costs,
-        "curve": [{"delta": delta, "epsilon": value} for delta, value in rdp],
+        "curve": [{"delta": delta, "epsilon": _number(value)} for delta, value in points],
         "worst": asdict(found),
         "data_sets": len(releases),
         "not_covered": _holes(declared),

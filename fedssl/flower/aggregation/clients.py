@@ -54,7 +54,10 @@ def reply(
     words = told(config)
     if STATE in context.state:
         words |= {f"own.{k}": v for k, v in context.state.config_records[STATE].items()}  # type: ignore[misc]
-    return codec.reply(job.aggregation.send(change, words, sender), {**public, "partition-id": sender.client})
+    content = codec.reply(job.aggregation.send(change, words, sender), {**public, "partition-id": sender.client})
+    if isinstance(job.aggregation, Answering):
+        context.state[STATE] = ConfigRecord(dict(job.aggregation.sent(words, sender)))
+    return content
 
 
 def answer(job: Job, question: Told, context: Context) -> RecordDict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,16 +70,18 @@ class Server:
         """Whether the strategy sees every update as it was trained."""
         return self.job.aggregation.each
 
-    def restore(self, arrays: Arrays, numbers: Mapping[str, float], attempts: Iterable[int], done: int) -> None:
-        """Go on where a checkpoint stands.
+    @property
+    def quorum(self) -> int:
+        """How many replies the strategy waits for: those that a round needs, or their one mean."""
+        return self.job.federation.quorum if self.each else 1
+
+    def replay(self, attempts: Iterable[int], done: int) -> None:
+        """Pay for all rounds that have begun, also if the run was killed before its first checkpoint.
 
         Args:
-            arrays: of the memory.
-            numbers: of the memory.
             attempts: the rounds that have begun, in order, whatever became of them.
-            done: the round of the checkpoint.
+            done: the round of the checkpoint; 0 without one.
         """
-        self.memory = Memory(arrays, numbers)
         if (private := self._private) is not None:
             self.ledger = spending.replayed(private, self.job.planned, attempts, done)
 
@@ -120,7 +122,7 @@ class Server:
                 "aggregation nobody sees what a single client has trained"
             )
 
-    def open(self, asked: Arrays, at: int, attempt: int, clients: Iterable[int]) -> None:
+    def open(self, asked: Arrays, at: int, attempt: int, clients: Collection[int]) -> None:
         """Begin a round, before its clients are instructed.
 
         Args:
@@ -134,7 +136,8 @@ class Server:
             self.ledger = spending.spend(private, self.job.planned, self.ledger, at, attempt)
         if not self.each:
             self._asked = asked
-            occasion = Occasion(at, attempt, sorted(clients))
+            lost = [turn.client for turn in self.job.attendance(at).turns if turn.lost] if clients else ()
+            occasion = Occasion(at, attempt, sorted(clients), lost)
             self._session = self.job.aggregation.open(asked, occasion, self.memory, self.job.planned, self.ask)
 
     def instruct(self, messages: Iterable[Message], client_of: Mapping[int, int]) -> None:
@@ -153,17 +156,22 @@ class Server:
     def one(self, replies: Iterable[Message], client_of: Mapping[int, int]) -> Iterator[Message]:
         """Fold all replies into one: the round's start plus the mean of the changes, of weight 1.
 
-        It comes even if nobody has sent anything, for noise alone is an outcome, too; but not if the session finds the
-        round too small.
+        It comes even if nobody has sent anything, for noise alone is an outcome, too; but not if there are fewer than
+        a quorum of several, or the session finds the round too small.
         """
         session = self._session
         if session is None:
             yield from replies
             return
+        count = 0
         for reply in replies:
+            count += 1
             client = client_of[reply.metadata.src_node_id]
             session.add(client, codec.decode(reply.content.array_records[codec.ARRAYS]))
-        outcome, self._session = session.finish(), None
+        self._session = None
+        if 1 < self.job.federation.quorum > count:
+            return
+        outcome = session.finish()
         if outcome is None:
             return
         self.memory, self.row = outcome.memory, dict(outcome.row)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import math
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -61,7 +63,7 @@ class PairDP(RecordDP):
         """Raise a PrivacyError unless the loss is one of those with a bound, at a temperature that no batch decides."""
         rule = rule_of(method)
         coldest = min(temperature_at(method, progress) for progress in (0.0, 1.0))
-        if not rule.sensitivity(coldest) < float("inf"):
+        if not rule.sensitivity(coldest) < math.inf:
             raise PrivacyError(
                 f"method.temperature falls to {coldest:g}, at which one record moves the sum of pairs by more than can "
                 "be written down: use 0.5 or more"
@@ -89,6 +91,7 @@ class PairDP(RecordDP):
                 "are added up: build it without dropout, or use privacy=groups"
             )
         coupling.probe_alone(_Projections(method), model, inputs)
+        probe_pairs(method, model, inputs[0])
         coupling.probe_state(method, model, inputs, augment)
 
     def noisy_sum(
@@ -129,12 +132,41 @@ def pair_sum(
     return sums, LossOutput(rule.value(first, second, temperature), None, features, {})
 
 
+def probe_pairs(method: SSLMethod, model: Model, batch: Batch) -> None:
+    """Refuse a loss whose gradient over a batch is not the sum of pairs that the bound is of.
+
+    Raises:
+        PrivacyError: with how far they differ, relative to their length.
+    """
+    precise = copy.deepcopy(model).double().train()
+    wide = replace(batch, views=[view.double() for view in batch.views])
+    parameters, step = trainable(precise), Step(1, 2, 0, 2)
+    loss = method.loss(precise, wide, step).loss * len(wide.index)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    whole = torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
+    )
+    sums, _ = pair_sum(rule_of(method), precise, wide, temperature_at(method, step.progress), math.inf, 512)
+    pairs = torch.cat([total.flatten() for total in sums])
+    gap = float((whole - pairs).norm() / whole.norm().clamp(min=1e-9))
+    if not gap <= coupling.TOLERANCE:
+        raise PrivacyError(
+            f"the gradient of {type(method).__name__} differs by {gap:.1e} of its size from the sum of pairs whose "
+            "bound is known, so the bound is not its own: use privacy=groups"
+        )
+
+
 def rule_of(method: SSLMethod) -> PairRule:
     """The method's loss as a sum over pairs.
 
     Raises:
         PrivacyError: it is another loss, or one of similarities without a bound.
     """
+    if method.reads_public or method.coupling is Coupling.none:
+        raise PrivacyError(
+            f"{type(method).__name__} contrasts no pairs of records as it is configured, so there are none to clip: "
+            "use privacy=example"
+        )
     if type(method) is SimCLR and method.similarity == "cosine":
         return NTXentPairs()
     if type(method) is SigmoidPairs:

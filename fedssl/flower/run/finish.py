@@ -9,8 +9,8 @@ from typing import Any
 from fedssl.baselines import central
 from fedssl.client import FitResult
 from fedssl.export import save_encoder
-from fedssl.flower.claims import claims
-from fedssl.flower.running import Running
+from fedssl.flower.run.claims import claims
+from fedssl.flower.run.running import Running
 from fedssl.parts import Arrays
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedssl.aggregation import spending
-from fedssl.flower.running import Running
+from fedssl.flower.run.running import Running
 from fedssl.privacy.record_dp import RecordDP
 from fedssl.privacy.statement import running
 

@@ -1,0 +1,1 @@
+"""`fedssl audit`: what an attacker gets out of a finished run."""
