@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fedssl import temperature as rules
@@ -46,11 +45,11 @@ def coupling_of(negatives: str, norm: str, temperature: float | str | rules.Rule
     return Coupling.batch if norm == "batch" or reads else Coupling.none
 
 
-@torch.no_grad()
 def public_keys(network: nn.Module, batch: Batch) -> Tensor:
-    """(P, D) projections of the public examples beside a batch, without a gradient.
+    """(P, D) projections of the public examples beside a batch, with their gradient.
 
-    With one, every record would send a gradient of its own through all P of them: P + 1 times the work of a record.
+    Where no teacher makes the keys, they must be pushed too: a network whose views alone are pushed moves its keys
+    along, and collapses. So every record sends a gradient through all P of them: the work of P views more.
 
     Raises:
         ConfigError: there are none beside the batch.
