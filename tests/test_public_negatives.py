@@ -144,6 +144,7 @@ def test_a_record_reads_no_other(name: str) -> None:
     assert job_of(name).method.coupling is not Coupling.none, "defaults are what they were"
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 @every
 def test_the_probes_admit_it_and_every_engine_agrees(name: str) -> None:
     job = public_job(name)
@@ -151,7 +152,8 @@ def test_the_probes_admit_it_and_every_engine_agrees(name: str) -> None:
     train = job.data.load().train
     ExampleDP().admit(job.method, model, train, job.data.augment)
     batch = batch_of(job, 4)
-    found = [by_engine(engine, job.method, model, batch, STEP).gradients for engine in (Engine.vmap, Engine.loop)]
+    engines = [Engine.vmap, Engine.loop] if name == "simclr" else list(Engine)  # SimCLR's network sees public rows too
+    found = [by_engine(engine, job.method, model, batch, STEP).gradients for engine in engines]
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)

@@ -25,7 +25,7 @@ from fedssl.method import Batch
 from fedssl.privacy.accountant import Release, compose, joint
 from fedssl.privacy.example_dp import clipped_gradients
 from fedssl.privacy.noise import Noise
-from fedssl.privacy.per_record import Engine, trainable
+from fedssl.privacy.per_record import Engine, singles, trainable
 from fedssl.privacy.record_dp import Planned
 from fedssl.privacy.statistics_dp import (
     Given,
@@ -83,6 +83,7 @@ def flat(tensors: Any) -> Tensor:
     return torch.cat([t.flatten() for t in tensors])
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 @pytest.mark.parametrize("engine", list(Engine))
 @every
 def test_without_noise_it_is_the_gradient_of_the_batch(name: str, engine: str) -> None:
@@ -108,10 +109,7 @@ def test_losses_split_as_declared(name: str) -> None:
         job.method.loss(model, batch, STEP).loss.item(), rel=1e-10
     )
     torch.testing.assert_close(job.method.settled(s), s, rtol=1e-9, atol=1e-12)
-    alone = [
-        job.method.own(model, Batch([v[i : i + 1] for v in batch.views], batch.index[i : i + 1]), STEP, 6)
-        for i in range(6)
-    ]
+    alone = [job.method.own(model, single, STEP, 6) for single in singles(batch)]
     torch.testing.assert_close(torch.cat([each.statistics for each in alone]), own.statistics)
     torch.testing.assert_close(torch.cat([each.losses for each in alone]), own.losses)
 
@@ -156,7 +154,7 @@ def test_no_adversary_finds_more(name: str) -> None:
     climb = torch.optim.Adam(views, lr=0.05)
     slope = torch.randn(job.method.length, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     worst = [0.0, 0.0]
-    for _ in range(100):
+    for at in range(100):
         own = job.method.own(model, Batch(views, batch.index), STEP, 4)
         rows = shortened(own.statistics, 0.7)
         each = own.losses[-1] + (rows[-1] * slope).sum()
@@ -165,6 +163,8 @@ def test_no_adversary_finds_more(name: str) -> None:
         climb.zero_grad()
         (-(length + rows[-1].norm())).backward()
         climb.step()
+        if at % 10 != 9:
+            continue
         both = Batch([v.detach() for v in views], batch.index)
         less = Batch([v[:-1] for v in both.views], batch.index[:-1])
         sums = [statistic_sum(job.method, model, b, STEP, 4, how) for b in (both, less)]
@@ -188,7 +188,7 @@ def test_both_releases_are_accounted_as_one() -> None:
     (shape, first), *others = noise.asked
     assert shape == (job.method.length,)
     assert first == pytest.approx(1.7 / math.sqrt(0.3) * 3.0)
-    assert {deviation for _, deviation in others} == {pytest.approx(1.7 / math.sqrt(0.7) * 0.5)}
+    assert [deviation for _, deviation in others] == pytest.approx([1.7 / math.sqrt(0.7) * 0.5] * len(others))
     assert [s for s, _ in others] == [tuple(p.shape) for p in trainable(model)]
     made = how.planned(100, 10, 1, 3)
     assert made.entry(1, 1, 10).release == Release(made.noise_multiplier, 0.1, 10)
@@ -214,9 +214,11 @@ def test_empty_and_single_and_broken_records(name: str) -> None:
         assert found(one, n).isfinite().all()
     broken = Batch([torch.cat([v[:2], v[:1] * math.nan]) for v in batch.views], batch.index[:3])
     whole = Batch([v[:2] for v in batch.views], batch.index[:2])
-    model = copy.deepcopy(case(name)[1])
-    torch.testing.assert_close(found(broken, 6), (model := case(name)[1]) is not None and found(whole, 6))
+    start = copy.deepcopy(model.state_dict())
+    heard = found(broken, 6)
     assert all(value.isfinite().all() for value in model.state_dict().values())
+    model.load_state_dict(start)
+    torch.testing.assert_close(heard, found(whole, 6))  # as if the broken one were not there
 
 
 def test_noisy_moments_are_settled() -> None:
