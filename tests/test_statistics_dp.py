@@ -23,11 +23,7 @@ from fedssl.errors import ConfigError, PrivacyError
 from fedssl.losses import moments
 from fedssl.method import Batch
 from fedssl.privacy.accountant import Release, compose, joint
-from fedssl.privacy.example_dp import clipped_gradients
-from fedssl.privacy.noise import Noise
-from fedssl.privacy.per_record import Engine, singles, trainable
-from fedssl.privacy.record_dp import Planned
-from fedssl.privacy.statistics_dp import (
+from fedssl.privacy.coupled.statistics_dp import (
     Given,
     StatisticsDP,
     multipliers,
@@ -36,6 +32,10 @@ from fedssl.privacy.statistics_dp import (
     slope_of,
     statistic_sum,
 )
+from fedssl.privacy.example_dp import clipped_gradients
+from fedssl.privacy.noise import Noise
+from fedssl.privacy.per_record import Engine, singles, trainable
+from fedssl.privacy.record_dp import Planned
 
 Compose = Callable[..., Plan]
 NAMES = ("vicreg", "barlow_twins", "spectral", "dino")

@@ -47,8 +47,15 @@ def lingers(method: SSLMethod) -> str:
     return ""
 
 
+def normalised(method: SSLMethod) -> str:
+    """Whether heads normalise over the batch, in half a sentence: running statistics keep what it was."""
+    return "has batch normalisation in its heads" if getattr(method, "norm", "") == "batch" else ""
+
+
 def outlives(method: SSLMethod) -> str:
     """Why a record acts beyond its batch, in half a sentence; empty if the method says that it does not."""
+    if why := normalised(method):
+        return why
     return "" if method.coupling is Coupling.batch and not lingers(method) else alone(method)
 
 
@@ -90,6 +97,15 @@ def check_stateless(method: SSLMethod, mechanism: str) -> None:
         PrivacyError: with the reason and the nearest settings that have a proof.
     """
     _refuse(method, mechanism, outlives)
+
+
+def check_heads(method: SSLMethod, mechanism: str) -> None:
+    """Refuse heads with batch normalisation.
+
+    Raises:
+        PrivacyError: with what to set instead.
+    """
+    _refuse(method, mechanism, normalised)
 
 
 def _refuse(method: SSLMethod, mechanism: str, objection: Callable[[SSLMethod], str]) -> None:

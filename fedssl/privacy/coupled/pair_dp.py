@@ -62,6 +62,7 @@ class PairDP(RecordDP):
     def check(self, method: SSLMethod) -> None:
         """Raise a PrivacyError unless the loss is one of those with a bound, at a temperature that no batch decides."""
         rule = rule_of(method)
+        contract.check_heads(method, "pairs")
         coldest = min(temperature_at(method, progress) for progress in (0.0, 1.0))
         if not rule.sensitivity(coldest) < math.inf:
             raise PrivacyError(
