@@ -65,13 +65,13 @@ class PairDP(RecordDP):
         coldest = min(temperature_at(method, progress) for progress in (0.0, 1.0))
         if not rule.sensitivity(coldest) < math.inf:
             raise PrivacyError(
-                f"method.temperature falls to {coldest:g}, at which one record moves the sum of pairs by more than can "
+                f"method.temperature reaches {coldest:g}, at which one record moves the sum of pairs by more than can "
                 "be written down: use 0.5 or more"
             )
         if isinstance(rule, NTXentPairs) and coldest < COLDEST and not self.force:
             percent = 100 * noise_over_signal(rule, coldest, _BATCH)
             raise PrivacyError(
-                f"method.temperature falls to {coldest:g}, at which one record can move the softmax of every other: "
+                f"method.temperature reaches {coldest:g}, at which one record can move the softmax of every other: "
                 f"noise of multiplier 1 is {percent:.0f} % of the largest sum that {_BATCH} records can have; use "
                 f"method.temperature=0.5 or more, or method=sigmoid, or privacy.force=true"
             )
