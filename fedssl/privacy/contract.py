@@ -47,11 +47,6 @@ def lingers(method: SSLMethod) -> str:
     return ""
 
 
-def outlives(method: SSLMethod) -> str:
-    """Why a record acts beyond its batch, in half a sentence; empty if the method says that it does not."""
-    return "" if method.coupling is Coupling.batch and not lingers(method) else alone(method)
-
-
 def changes(method: SSLMethod, objection: Callable[[SSLMethod], str] = alone) -> tuple[str, ...] | None:
     """The fewest overrides after which nothing is objected; () if nothing is now, None if none are known."""
     if not objection(method):
@@ -72,6 +67,11 @@ def changes(method: SSLMethod, objection: Callable[[SSLMethod], str] = alone) ->
 def _subsets(items: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], ...]]:
     for size in range(1, len(items) + 1):
         yield from (chosen for chosen in combinations(items, size) if len(dict(chosen)) == size)
+
+
+def outlives(method: SSLMethod) -> str:
+    """Why a record acts beyond its batch, in half a sentence; empty if the method says that it does not."""
+    return "" if method.coupling is Coupling.batch and not lingers(method) else alone(method)
 
 
 def check_alone(method: SSLMethod, mechanism: str) -> None:

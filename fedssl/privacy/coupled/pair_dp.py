@@ -49,7 +49,6 @@ class PairDP(RecordDP):
 
     micro_batch: int = 512
     force: bool = False
-    RULES: ClassVar[tuple[type, ...]] = (SimCLR, SigmoidPairs)
 
     @property
     def released(self) -> str:
