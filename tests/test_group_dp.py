@@ -263,9 +263,10 @@ def test_a_federation_trains_in_groups(options: tuple[str, ...], plan: Compose) 
     assert {"loss", "feature_std"}.isdisjoint(rundir.rows("clients.jsonl")[0])
 
 
-def test_graphs_train_in_slots(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "modality"), [("simclr", "graphs"), ("clip", "pairs")])
+def test_views_that_are_no_tensors_train_in_slots(method: str, modality: str, tmp_path: Path) -> None:
     options = ("method.norm=group", "privacy=groups", "privacy.size=2", "privacy.delta=0.001", "federation.rounds=1")
-    overrides = tiny("method=simclr", *options, f"out={tmp_path}", "name=graphs", modality="graphs")
+    overrides = tiny(f"method={method}", *options, f"out={tmp_path}", "name=cut", modality=modality)
     assert all(np.isfinite(value).all() for value in final_arrays(execute(config.compose(overrides))).values())
 
 

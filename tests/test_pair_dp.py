@@ -292,9 +292,9 @@ def test_a_schedule_is_public_and_what_a_batch_decides_is_refused() -> None:
 
 
 def test_refusals_name_the_way_out() -> None:
-    with pytest.raises(PrivacyError, match=r"falls to 0.2.* % of the largest sum that 256 .*privacy\.force=true"):
+    with pytest.raises(PrivacyError, match=r"reaches 0.2.* % of the largest sum that 256 .*privacy\.force=true"):
         PairDP().check(job_of("simclr", "method.temperature=0.2").method)
-    with pytest.raises(PrivacyError, match=r"falls to 0.1"):
+    with pytest.raises(PrivacyError, match=r"reaches 0.1"):
         PairDP().check(job_of("simclr", "method.temperature=cosine").method)
     PairDP(force=True).check(job_of("simclr", "method.temperature=0.2").method)
     with pytest.raises(PrivacyError, match="can be written down"):

@@ -52,13 +52,6 @@ def normalised(method: SSLMethod) -> str:
     return "has batch normalisation in its heads" if getattr(method, "norm", "") == "batch" else ""
 
 
-def outlives(method: SSLMethod) -> str:
-    """Why a record acts beyond its batch, in half a sentence; empty if the method says that it does not."""
-    if why := normalised(method):
-        return why
-    return "" if method.coupling is Coupling.batch and not lingers(method) else alone(method)
-
-
 def changes(method: SSLMethod, objection: Callable[[SSLMethod], str] = alone) -> tuple[str, ...] | None:
     """The fewest overrides after which nothing is objected; () if nothing is now, None if none are known."""
     if not objection(method):
@@ -79,6 +72,11 @@ def changes(method: SSLMethod, objection: Callable[[SSLMethod], str] = alone) ->
 def _subsets(items: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], ...]]:
     for size in range(1, len(items) + 1):
         yield from (chosen for chosen in combinations(items, size) if len(dict(chosen)) == size)
+
+
+def outlives(method: SSLMethod) -> str:
+    """Why a record acts beyond its batch, in half a sentence; empty if the method says that it does not."""
+    return normalised(method) if method.coupling is Coupling.batch and not lingers(method) else alone(method)
 
 
 def check_alone(method: SSLMethod, mechanism: str) -> None:

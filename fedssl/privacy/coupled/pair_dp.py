@@ -49,7 +49,6 @@ class PairDP(RecordDP):
 
     micro_batch: int = 512
     force: bool = False
-    RULES: ClassVar[tuple[type, ...]] = (SimCLR, SigmoidPairs)
 
     @property
     def released(self) -> str:
@@ -62,20 +61,20 @@ class PairDP(RecordDP):
     def check(self, method: SSLMethod) -> None:
         """Raise a PrivacyError unless the loss is one of those with a bound, at a temperature that no batch decides."""
         rule = rule_of(method)
-        contract.check_heads(method, "pairs")
         coldest = min(temperature_at(method, progress) for progress in (0.0, 1.0))
         if not rule.sensitivity(coldest) < math.inf:
             raise PrivacyError(
-                f"method.temperature falls to {coldest:g}, at which one record moves the sum of pairs by more than can "
+                f"method.temperature reaches {coldest:g}, at which one record moves the sum of pairs by more than can "
                 "be written down: use 0.5 or more"
             )
         if isinstance(rule, NTXentPairs) and coldest < COLDEST and not self.force:
             percent = 100 * noise_over_signal(rule, coldest, _BATCH)
             raise PrivacyError(
-                f"method.temperature falls to {coldest:g}, at which one record can move the softmax of every other: "
+                f"method.temperature reaches {coldest:g}, at which one record can move the softmax of every other: "
                 f"noise of multiplier 1 is {percent:.0f} % of the largest sum that {_BATCH} records can have; use "
                 f"method.temperature=0.5 or more, or method=sigmoid, or privacy.force=true"
             )
+        contract.check_heads(method, "pairs")
 
     def admit(self, method: SSLMethod, model: Model, examples: Examples, augment: Augment) -> None:
         """Raise a PrivacyError if projections depend on other records, or something of a record outlives its step."""
