@@ -60,8 +60,8 @@ class StatisticsDP(RecordDP):
             raise ConfigError(f"privacy.statistic_norm={self.statistic_norm} is no length: give a positive number")
         if not 0 < self.statistic_share < 1:
             raise ConfigError(
-                f"privacy.statistic_share={self.statistic_share} leaves the statistic or the gradient without noise that bounds it: give a "
-                "number in (0, 1)"
+                f"privacy.statistic_share={self.statistic_share} leaves the statistic or the gradient no noise that "
+                "bounds it: give a number in (0, 1)"
             )
         if not 0 <= self.memory < 1:
             raise ConfigError(f"privacy.memory={self.memory} is a mean's share of itself: give it in [0, 1)")
