@@ -44,24 +44,24 @@ class StatisticsDP(RecordDP):
         engine: how the gradients of records are found; see `Engine`.
         statistic_norm: R. Where K embeddings have deviation 1, statistics have the length of about sqrt(2) K in VICReg
             and K in Barlow Twins; in spectral contrast sqrt(2) * radius, in DINO at most sqrt(prototypes).
-        share: of the precision of both releases (1 / multiplier^2) that the statistic takes, in (0, 1).
+        statistic_share: of the precision of both releases (1 / multiplier^2) that the statistic takes, in (0, 1).
         memory: a running mean's share of itself at each step of a round, in [0, 1): the gradient is taken at the mean
             of the statistics that were released so far, which have less noise and are older. 0: each by itself.
     """
 
     engine: str = "vmap"
     statistic_norm: float = 10.0
-    share: float = 0.2
+    statistic_share: float = 0.2
     memory: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.statistic_norm > 0 and math.isfinite(self.statistic_norm)):
             raise ConfigError(f"privacy.statistic_norm={self.statistic_norm} is no length: give a positive number")
-        if not 0 < self.share < 1:
+        if not 0 < self.statistic_share < 1:
             raise ConfigError(
-                f"privacy.share={self.share} leaves the statistic or the gradient without noise that bounds it: give a "
-                "number in (0, 1)"
+                f"privacy.statistic_share={self.statistic_share} leaves the statistic or the gradient no noise that "
+                "bounds it: give a number in (0, 1)"
             )
         if not 0 <= self.memory < 1:
             raise ConfigError(f"privacy.memory={self.memory} is a mean's share of itself: give it in [0, 1)")
@@ -117,7 +117,7 @@ class StatisticsDP(RecordDP):
     ) -> tuple[list[Tensor], LossOutput]:
         """The statistic first, then the gradients that it allows."""
         split, n = cast(Decomposed, method), planned.divisor
-        first, second = multipliers(planned.noise_multiplier, self.share)
+        first, second = multipliers(planned.noise_multiplier, self.statistic_share)
         total = statistic_sum(split, model, batch, step, n, self)
         released = (total + noise.like(total, first * self.statistic_norm)) / n
         slope = slope_of(split, remembered(planned.memory, released, self.memory), n)
