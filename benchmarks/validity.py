@@ -29,7 +29,6 @@ MECHANISMS = {  # heading -> options
     "clients (`client_dp`, `ftrl`, `local_dp`, `secure_dp`)": ("aggregation=client_dp", "aggregation.delta=1e-5"),
 }
 MORE = (("temperature", "1.0"), ("learn", "false"))  # beside the contract's
-DATA = {"pairs": "synthetic_pairs", "timeseries": "synthetic_signals", "graphs": "synthetic_graphs"}
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,7 @@ def candidates(method: str) -> Iterator[tuple[str, ...]]:
 def table() -> str:
     """All cells as Markdown."""
     rows = [["`method=`", *MECHANISMS], ["---"] * (len(MECHANISMS) + 1)]
-    for method in methods():
-        rows.append([f"`{method}`", *(cell(method, options).text for options in MECHANISMS.values())])
+    rows += [[f"`{m}`", *(cell(m, options).text for options in MECHANISMS.values())] for m in methods()]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
