@@ -319,7 +319,8 @@ class Job:
                 raise ConfigError(
                     f"encoders.{name} reads {encoder.modality} and {data} gives {modality}: choose another encoder"
                 )
-        if self.method.public_limit is not None and self.tree.get("public") == self.tree["data"]:
+        ours, theirs = ({**(self.tree.get(name) or {}), "augment": None} for name in ("data", "public"))
+        if ours == theirs and (self.method.public_limit is not None or self.private):
             raise ConfigError(
                 "data@public names the clients' own examples, which would be public then: choose others of their shape"
             )

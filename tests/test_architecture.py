@@ -23,6 +23,8 @@ LAYERS = (
         "method",
         "clustering",
         "keys",
+        "negatives",
+        "decomposed",
         "losses",
         "teacher",
         "theory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,11 @@ def batch_of(job: Job, n: int, seed: int = 0) -> Batch:
     index = torch.arange(n)
     examples = job.data.load().train.shard(np.arange(n), 0).batch(index)
     views = job.data.augment.views(examples, torch.Generator().manual_seed(seed), job.method.views)
-    return Batch(views, index)
+    public = public_of(job, torch.device("cpu")) if job.method.reads_public and job.method.public_batch else None
+    if public is None:
+        return Batch(views, index)
+    rows = torch.arange(min(len(public), job.method.public_batch))
+    return Batch(views, index, job.data.augment.plain(public.batch(rows)), rows)
 
 
 CASES = [(name, modality) for name in METHODS for modality in MODALITIES if modality in job_of(name).method.modalities]
@@ -60,7 +65,8 @@ def model_of(job: Job, n: int = 16) -> Model:
     """A model as a client has it before its first step: banks are filled."""
     train = job.data.load().train
     model = build_model(job, train.shape, n).train()
-    job.method.after_merge(model, train.shard(np.arange(n), 0), None, job.data.augment, STEP)
+    public = public_of(job, torch.device("cpu")) if job.method.reads_public else None
+    job.method.after_merge(model, train.shard(np.arange(n), 0), public, job.data.augment, STEP)
     return model
 
 
@@ -144,7 +150,7 @@ def coupled(job: Job) -> bool:
     model = model_of(job)
     batch = batch_of(job, 6)
     views = [view.clone().requires_grad_() for view in batch.views]
-    out = job.method.loss(model, Batch(views, batch.index), STEP)
+    out = job.method.loss(model, replace(batch, views=views), STEP)
     assert out.per_example is not None
     out.per_example[0].backward()
     return any(bool((view.grad[1:] != 0).any()) for view in views if view.grad is not None)

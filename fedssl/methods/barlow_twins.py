@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from fedssl.decomposed import BATCH_NORM, Own
 from fedssl.heads import embed, mlp
-from fedssl.losses import barlow_twins
+from fedssl.losses import barlow_twins, moments
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
@@ -43,3 +45,36 @@ class BarlowTwins(SSLMethod):
         """The squared distance of the correlation matrix from the identity, off-diagonal terms weighted."""
         h, (first, second) = embed(model, batch.views)
         return LossOutput(barlow_twins(first, second, off_diagonal=self.off_diagonal), None, h[0], {})
+
+    @property
+    def length(self) -> int:
+        """Two means, two mean squares and the products."""
+        return self.out * (4 + self.out)
+
+    @property
+    def matrix(self) -> int:
+        """The correlations are out x out."""
+        return self.out
+
+    @property
+    def undecomposed(self) -> str:
+        """Batch normalisation."""
+        return BATCH_NORM if self.norm == "batch" else ""
+
+    def own(self, model: Model, batch: Batch, step: Step, n: int) -> Own:
+        """No loss of its own, and the moments of both projections."""
+        h, (first, second) = embed(model, batch.views)
+        found = moments.barlow_moments(first, second)
+        return Own(found.new_zeros(len(found)), found, h[0])
+
+    def coupled(self, s: Tensor, n: int) -> Tensor:
+        """All of the loss."""
+        return moments.barlow_of(s, off_diagonal=self.off_diagonal)
+
+    def settled(self, s: Tensor) -> Tensor:
+        """With variances of at least 0 and correlations in [-1, 1]."""
+        return moments.barlow_settled(s)
+
+    def told(self, s: Tensor) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedssl.decomposed import BATCH_NORM, Own
 from fedssl.errors import ConfigError
 from fedssl.heads import mlp
 from fedssl.losses import dino
@@ -130,6 +132,12 @@ class DINO(SSLMethod):
 
     def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
         """Mean cross-entropy over all pairs of a teacher's view and another view of the student's."""
+        each, outputs, h = self._each(model, batch, step)
+        aux = {"mean": outputs.mean(0)} if self.center == "running" else {}
+        return LossOutput(each.mean(), each if self.coupling is Coupling.none else None, h, aux)
+
+    def _each(self, model: Model, batch: Batch, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (B,), the teacher's mean outputs (B, prototypes), and features (B, dim) of view 0."""
         h = [model["encoder"](view) for view in batch.views]  # (2 + local_views) x (B, dim)
         student = [model["projector"](x) for x in h]  # each (B, prototypes)
         target = Target(model)
@@ -141,9 +149,7 @@ class DINO(SSLMethod):
             for j, s in enumerate(student)
             if i != j
         ]
-        each = torch.stack(pairs).mean(0)  # (B,)
-        aux = {"mean": torch.cat(teacher).mean(0)} if self.center == "running" else {}
-        return LossOutput(each.mean(), each if self.coupling is Coupling.none else None, h[0], aux)
+        return torch.stack(pairs).mean(0), torch.stack(teacher).mean(0), h[0]
 
     def _sharpness(self, step: Step) -> float:
         if step.progress >= self.teacher_temperature_warmup:
@@ -167,3 +173,37 @@ class DINO(SSLMethod):
             total = sum(target(augment.plain(public.batch(piece))).float().sum(0) for piece in pieces)
             _center(model).copy_(torch.as_tensor(total) / len(public))
             discard_statistics(model)
+
+    @property
+    def length(self) -> int:
+        """The prototypes."""
+        return self.prototypes
+
+    @property
+    def matrix(self) -> int:
+        """The statistic is a vector."""
+        return 0
+
+    @property
+    def undecomposed(self) -> str:
+        """A teacher whose decay remembers, and batch normalisation."""
+        if self.decay_schedule == "adaptive":
+            return "adapts its teacher's decay to past batches: set method.decay_schedule=constant"
+        return BATCH_NORM if self.norm == "batch" else ""
+
+    def own(self, model: Model, batch: Batch, step: Step, n: int) -> Own:
+        """All of the loss, whose centre is of earlier releases; and what moves the centre: the teacher's outputs."""
+        each, outputs, h = self._each(model, batch, step)
+        return Own(each, outputs, h)
+
+    def coupled(self, s: Tensor, n: int) -> Tensor:
+        """Nothing: this step's centre is the last one's."""
+        return s.sum() * 0
+
+    def settled(self, s: Tensor) -> Tensor:
+        """In [-1, 1], where cosines are."""
+        return s.clamp(-1, 1)
+
+    def told(self, s: Tensor) -> Mapping[str, Tensor]:
+        """The mean that a running centre follows."""
+        return {"mean": s} if self.center == "running" else {}

@@ -10,11 +10,12 @@ from torch import nn
 
 from fedssl import temperature as rules
 from fedssl.heads import mlp
-from fedssl.keys import KeyQueue, check_on_merge
+from fedssl.keys import KeyQueue, check_on_merge, keys_of
 from fedssl.losses import info_nce
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step, report
 from fedssl.modalities.pairs import two_modalities
 from fedssl.model import Model
+from fedssl.negatives import PUBLIC, check_negatives, coupling_of
 from fedssl.parts import Coupling, Part, Share
 from fedssl.similarity import ready_for
 from fedssl.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
@@ -30,9 +31,13 @@ class MoCo(SSLMethod):
     ones, which is why the authors shuffle batches across GPUs; a client has one device, so they stay. On the digits
     under label skew the head is better with them than without.
 
+    With `negatives=public` the queue holds keys of public examples alone, which the merged teacher makes anew as each
+    round begins, and steps do not change: then an example's loss reads no other one of the client's.
+
     Attributes:
         temperature: a number, a word (cosine, target_probability, max_snr) or a rule of `fedssl.temperature`.
         similarity: cosine or dot.
+        negatives: own, keys of earlier batches; or public (data@public=NAME).
         queue: keys held.
         on_merge: what a client does with keys of before a merge, which are stale: keep them, clear them, or reencode
             their examples with the merged teacher.
@@ -42,6 +47,7 @@ class MoCo(SSLMethod):
 
     temperature: float | str | rules.Rule = 0.2
     similarity: str = "cosine"
+    negatives: str = "own"
     queue: int = 256
     on_merge: str = "keep"
     decay: float = 0.99
@@ -51,18 +57,35 @@ class MoCo(SSLMethod):
     layers: int = 2
     norm: str = "batch"
     views: ClassVar[int] = 2
-    coupling: ClassVar[Coupling] = Coupling.history
 
     def __post_init__(self) -> None:
         ready_for(self.similarity)
         rules.rule(self.temperature)
         check_decay(self.decay, self.decay_schedule)
         check_on_merge(self.on_merge)
+        check_negatives(self.negatives, "own")
+
+    @property
+    def coupling(self) -> Coupling:
+        """`history`; with public negatives `none`, unless a norm, a temperature or an adaptive decay reads more."""
+        if self.decay_schedule == "adaptive":
+            return Coupling.history
+        return coupling_of(self.negatives, self.norm, self.temperature, Coupling.history)
+
+    @property
+    def reads_public(self) -> bool:
+        """Public negatives need public examples."""
+        return self.negatives == PUBLIC
+
+    @property
+    def public_limit(self) -> int | None:
+        """No more than the queue holds."""
+        return self.queue if self.reads_public else None
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """Encoder and projector, their teacher, and the queue, which stays at home."""
-        queue = Part("queue", trainable=False, share=Share.local, holds_examples=True)
+        queue = Part("queue", trainable=False, share=Share.local, holds_examples=not self.reads_public)
         return (Part("encoder"), Part("projector"), *teacher_parts(self.decay_schedule), queue)
 
     def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
@@ -70,7 +93,8 @@ class MoCo(SSLMethod):
         projector = mlp(sizes.dim, self.hidden, self.out, norm=self.norm, layers=self.layers)
         student: dict[str, nn.Module] = {"encoder": encoder, "projector": projector}
         teacher = teacher_modules(student, self.decay_schedule)
-        return nn.ModuleDict({**student, **teacher, "queue": KeyQueue(self.queue, self.out)})
+        held = min(self.queue, sizes.public) if sizes.public else self.queue
+        return nn.ModuleDict({**student, **teacher, "queue": KeyQueue(held, self.out)})
 
     def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
         """InfoNCE of each query with its key and the queue."""
@@ -81,15 +105,22 @@ class MoCo(SSLMethod):
         key = torch.cat([target(batch.views[1 - i]) for i in order])
         keys = cast(KeyQueue, model["queue"]).keys.clone()  # a later push must not change what backward reads
         t = rules.choose(rules.rule(self.temperature), query, key, keys, step.progress, self.similarity)
-        loss = info_nce(query, key, keys, temperature=t, similarity=self.similarity).mean()
+        each = info_nce(query, key, keys, temperature=t, similarity=self.similarity)  # (B,), or (2B,)
+        own = each.view(len(order), -1).mean(0) if self.coupling is Coupling.none else None
         index = batch.index.repeat(len(order))
-        return LossOutput(loss, None, h[0], {"keys": key, "index": index, **report(temperature=t)})
+        return LossOutput(each.mean(), own, h[0], {"keys": key, "index": index, **report(temperature=t)})
 
     def after_step(self, model: Model, out: LossOutput, step: Step) -> None:
-        """Move the teacher, and put its keys into the queue."""
+        """Move the teacher, and put its keys into a queue of its own."""
         follow(model, step, self.decay, self.decay_schedule)
-        cast(KeyQueue, model["queue"]).push(out.aux["keys"], out.aux["index"])
+        if not self.reads_public:
+            cast(KeyQueue, model["queue"]).push(out.aux["keys"], out.aux["index"])
 
     def after_merge(self, model: Model, own: Examples, public: Examples | None, augment: Augment, step: Step) -> None:
-        """Keep, clear or reencode the queue."""
-        cast(KeyQueue, model["queue"]).refresh(self.on_merge, Target(model), own, augment)
+        """Keep, clear or reencode the queue; fill one of public keys anew."""
+        queue = cast(KeyQueue, model["queue"])
+        if not self.reads_public:
+            queue.refresh(self.on_merge, Target(model), own, augment)
+        elif public is not None:
+            every = torch.arange(len(public), device=queue.keys.device)
+            queue.push(keys_of(Target(model), public, every, augment), every)

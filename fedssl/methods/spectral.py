@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from fedssl.decomposed import BATCH_NORM, Own
 from fedssl.errors import ConfigError
 from fedssl.heads import embed, mlp
-from fedssl.losses import spectral
+from fedssl.losses import moments, spectral
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
+from fedssl.similarity import wide
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,43 @@ class SpectralContrast(SSLMethod):
 
     def loss(self, model: Model, batch: Batch, step: Step) -> LossOutput:
         """Mean over the batch of the pair form."""
+        h, first, second = self._projections(model, batch)
+        return LossOutput(spectral(first, second).mean(), None, h, {})
+
+    def _projections(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, dim) of view 0, and both projections (B, out) at their length."""
         h, z = embed(model, batch.views)
-        first, second = (F.normalize(x.float(), dim=1) * math.sqrt(self.radius) for x in z)
-        return LossOutput(spectral(first, second).mean(), None, h[0], {})
+        first, second = (F.normalize(wide(x), dim=1) * math.sqrt(self.radius) for x in z)
+        return h[0], first, second
+
+    @property
+    def length(self) -> int:
+        """Two second moments."""
+        return 2 * self.out * self.out
+
+    @property
+    def matrix(self) -> int:
+        """The second moments are out x out."""
+        return self.out
+
+    @property
+    def undecomposed(self) -> str:
+        """Batch normalisation."""
+        return BATCH_NORM if self.norm == "batch" else ""
+
+    def own(self, model: Model, batch: Batch, step: Step, n: int) -> Own:
+        """The pairs of a record with itself, and the second moments, of length sqrt(2) * radius."""
+        h, first, second = self._projections(model, batch)
+        return Own(moments.spectral_own(first, second, n), moments.spectral_moments(first, second), h)
+
+    def coupled(self, s: Tensor, n: int) -> Tensor:
+        """The pairs of different records."""
+        return moments.spectral_of(s, n)
+
+    def settled(self, s: Tensor) -> Tensor:
+        """With second moments that are positive semi-definite."""
+        return moments.spectral_settled(s)
+
+    def told(self, s: Tensor) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from fedssl.decomposed import BATCH_NORM, Own
 from fedssl.errors import ConfigError
 from fedssl.heads import embed, mlp
-from fedssl.losses import vicreg
+from fedssl.losses import moments, vicreg
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part, Share
+from fedssl.similarity import wide
 
 _FAST, _SLOW = 0.1, 0.01  # steps of the two running means: about 10 and 100 steps of memory
 _RATE = 0.02  # a weight changes by 2 % a step at most
@@ -129,3 +132,38 @@ class VICReg(SSLMethod):
         if self.balance == "adaptive":
             balance = cast(Balance, model["balance"])
             balance.update(out.aux["invariance"], out.aux["variance"], self._base, self.limit)
+
+    @property
+    def length(self) -> int:
+        """Two means and two second moments."""
+        return 2 * self.out * (1 + self.out)
+
+    @property
+    def matrix(self) -> int:
+        """The covariances are out x out."""
+        return self.out
+
+    @property
+    def undecomposed(self) -> str:
+        """Adaptive weights, and batch normalisation."""
+        if self.balance == "adaptive":
+            return "adapts its weights to the terms of past batches: set method.balance=fixed"
+        return BATCH_NORM if self.norm == "batch" else ""
+
+    def own(self, model: Model, batch: Batch, step: Step, n: int) -> Own:
+        """Invariance, and the moments of both projections."""
+        h, (first, second) = embed(model, batch.views)
+        distances = (wide(first) - wide(second)).square().mean(1)  # (B,)
+        return Own(self.invariance * distances, moments.vicreg_moments(first, second), h[0])
+
+    def coupled(self, s: Tensor, n: int) -> Tensor:
+        """Variance and covariance."""
+        return moments.vicreg_of(s, n, variance=self.variance, covariance=self.covariance)
+
+    def settled(self, s: Tensor) -> Tensor:
+        """With covariances that are positive semi-definite."""
+        return moments.vicreg_settled(s)
+
+    def told(self, s: Tensor) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}

@@ -26,15 +26,22 @@ CHANGES = (
 
 def alone(method: SSLMethod) -> str:
     """Why a record's loss or its traces are not its own, in half a sentence; empty if the method says they are."""
+    if why := lingers(method):
+        return why
+    if method.coupling is Coupling.history:
+        return "lets examples of earlier batches act on later ones"
+    if method.coupling is Coupling.batch:
+        return "has a loss in which the examples of a batch act on each other"
+    return ""
+
+
+def lingers(method: SSLMethod) -> str:
+    """What of a record outlives its step, in half a sentence; empty if nothing does by the method's parts."""
     if method.summaries:
         return f"uploads a summary of its examples ({method.summaries[0]}) that no noise covers"
     for part in method.parts:
         if part.holds_examples or part.sized:
             return f"keeps what it has seen of examples in its part {part.name!r}, where they act in later steps"
-    if method.coupling is Coupling.history:
-        return "lets examples of earlier batches act on later ones"
-    if method.coupling is Coupling.batch:
-        return "has a loss in which the examples of a batch act on each other"
     return ""
 
 

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedssl.errors import ConfigError
 from fedssl.method import Augment, Batch, Examples, LossOutput, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.privacy import contract, coupling
 from fedssl.privacy.noise import Noise
-from fedssl.privacy.per_record import Engine, Records, by_engine, clipped_sum, pieces, trainable
+from fedssl.privacy.per_record import Engine, Records, by_engine, check_engine, clipped_sum, pieces, trainable
 from fedssl.privacy.record_dp import Planned, RecordDP, nothing
 
 
@@ -32,11 +31,6 @@ class ExampleDP(RecordDP):
 
     engine: str = "vmap"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.engine not in list(Engine):
-            raise ConfigError(f"privacy.engine={self.engine!r} is unknown: use {', '.join(Engine)}")
-
     @property
     def released(self) -> str:
         """In words."""
@@ -45,7 +39,8 @@ class ExampleDP(RecordDP):
         )
 
     def check(self, method: SSLMethod) -> None:
-        """Raise a PrivacyError unless each record's loss is its own by the method's word."""
+        """Raise a PrivacyError unless each record's loss is its own by the method's word, and seen so by the engine."""
+        check_engine(self.engine, method)
         contract.check_alone(method, "example")
 
     def admit(self, method: SSLMethod, model: Model, examples: Examples, augment: Augment) -> None:
@@ -59,15 +54,23 @@ class ExampleDP(RecordDP):
         self, method: SSLMethod, model: Model, batch: Batch, step: Step, planned: Planned, noise: Noise
     ) -> tuple[list[Tensor], LossOutput]:
         """Micro-batch by micro-batch: only the sum is kept."""
-        sums = [torch.zeros_like(p) for p in trainable(model)]
-        seen: list[Records] = []
-        for piece in pieces(batch, self.micro_batch) if len(batch.index) else ():
-            records = by_engine(Engine(self.engine), method, model, piece, step)
-            for total, own in zip(sums, clipped_sum(records.gradients, self.clip_norm), strict=True):
-                total += own
-            seen.append(Records([], records.losses, records.features, records.aux))
+        sums, out = clipped_gradients(self, Engine(self.engine), method, model, batch, step)
         deviation = planned.noise_multiplier * self.clip_norm
-        return [total + noise.like(total, deviation) for total in sums], collected(seen, model)
+        return [total + noise.like(total, deviation) for total in sums], out
+
+
+def clipped_gradients(
+    mechanism: RecordDP, engine: Engine, method: SSLMethod, model: Model, batch: Batch, step: Step
+) -> tuple[list[Tensor], LossOutput]:
+    """The sum of the records' clipped gradients, for each trainable parameter, and what the loss returned."""
+    sums = [torch.zeros_like(p) for p in trainable(model)]
+    seen: list[Records] = []
+    for piece in pieces(batch, mechanism.micro_batch) if len(batch.index) else ():
+        records = by_engine(engine, method, model, piece, step)
+        for total, own in zip(sums, clipped_sum(records.gradients, mechanism.clip_norm), strict=True):
+            total += own
+        seen.append(Records([], records.losses, records.features, records.aux))
+    return sums, collected(seen, model)
 
 
 def collected(seen: Iterable[Records], model: Model) -> LossOutput:

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from fedssl.errors import PrivacyError
+from fedssl.errors import ConfigError, PrivacyError
 from fedssl.gradient import split
 from fedssl.method import Batch, LossOutput, SSLMethod, Step
 from fedssl.model import Model
+
+_PUBLIC_ROWS = (
+    "opacus' hooks add the gradients of the public examples beside a batch to those of its records, row by row: use "
+    "privacy.engine=vmap"
+)
 
 
 class Engine(StrEnum):
@@ -96,15 +101,30 @@ def by_loop(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Record
     )
 
 
+def check_engine(engine: str, method: SSLMethod) -> None:
+    """Refuse an engine that is unknown, or that cannot tell a method's records apart.
+
+    Raises:
+        ConfigError: an unknown engine.
+        PrivacyError: hooks, and public examples beside each batch.
+    """
+    if engine not in list(Engine):
+        raise ConfigError(f"privacy.engine={engine!r} is unknown: use {', '.join(Engine)}")
+    if engine == Engine.hooks and method.reads_public and method.public_batch:
+        raise PrivacyError(_PUBLIC_ROWS)
+
+
 def by_hooks(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Records:
     """Opacus' hooks on one batch: exact for losses without coupling whose forward passes see one row a record.
 
     Raises:
         PrivacyError: a parameter was left without gradients of records, for example because it belongs to no layer
-            that opacus knows.
+            that opacus knows; or public examples beside the batch, whose rows would count as records.
     """
     from opacus.grad_sample import GradSampleModule  # opacus takes a second to import
 
+    if batch.public is not None:
+        raise PrivacyError(_PUBLIC_ROWS)
     wrapped = GradSampleModule(model, loss_reduction="mean", strict=False)
     changing = [module for module in model.modules() if getattr(module, "inplace", False)]
     for module in changing:  # hooks hand on views, which may not be written to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 import numpy as np
@@ -132,6 +132,7 @@ class Planned:
         noise_multiplier: of the step as a whole, as it is accounted for.
         divisor: public; the expected number of records in a batch.
         planned_steps: so many fit the budget, because the noise was found for them; 0 if it was not.
+        memory: what the mechanism keeps of its own releases from step to step of a round.
     """
 
     mechanism: RecordDP
@@ -141,6 +142,7 @@ class Planned:
     noise_multiplier: float
     divisor: int
     planned_steps: int = 0
+    memory: dict[str, Tensor] = field(default_factory=dict, compare=False)
     private: ClassVar[bool] = True
 
     @property
