@@ -12,7 +12,7 @@ from fedssl.client import FitResult, fit
 from fedssl.job import Job
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays
-from fedssl.setup import build_model, public_of
+from fedssl.setup import initial_model, public_of
 from fedssl.shards import parts_of, union_of
 
 
@@ -28,7 +28,7 @@ def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int
     local = replace(job.local, batch_size=-(-len(train) // steps))
     turns = (turn for at in range(1, job.federation.rounds + 1) for turn in job.attendance(at).arriving)
     rounds = max(1, round(sum(turn.work for turn in turns) / job.federation.clients))
-    model = build_model(job, train.shape, len(train)).to(device)
+    model = initial_model(job, train.shape, len(train)).to(device)
     gradient = job.privacy.planned(len(train), local.batch_size, local.epochs, rounds)
     for at in range(1, rounds + 1):
         result = fit(

@@ -55,6 +55,7 @@ class Job:
         text: the canonical JSON; equal texts are equal jobs.
         seed, device, threads, baselines, checkpoint_every: scalars of the configuration.
         share: the configuration's word on who owns which part.
+        start: the run directory whose encoder the server begins with; None: seeded values.
     """
 
     SCALARS: Mapping[str, type] = {
@@ -64,7 +65,7 @@ class Job:
         "baselines": bool,
         "checkpoint_every": int,
     }
-    OPTIONAL = ("public", "encoders")  # null, or examples that everybody may read; null, or encoders of clients
+    OPTIONAL = ("public", "encoders", "start")  # null, or public examples, encoders of clients, a run to begin with
     GROUPS = (
         *("method", "encoder", "data", "partition", "participation", "strategy", "privacy", "compression"),
         "aggregation",
@@ -86,6 +87,7 @@ class Job:
         self.threads: int = scalars["threads"]
         self.baselines: bool = scalars["baselines"]
         self.checkpoint_every: int = scalars["checkpoint_every"]
+        self.start: str | None = coerce(tree.get("start"), str | None, "start")
         if self.seed < 0 or self.threads < 1 or self.checkpoint_every < 1:
             raise ConfigError("seed must be at least 0, threads and checkpoint_every at least 1")
         strategy = dict(tree["strategy"])

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ import torch
 from fedssl.build import build
 from fedssl.datasets.base import Data, Partial, Shard
 from fedssl.errors import ConfigError
+from fedssl.files import read_arrays
 from fedssl.job import Job
 from fedssl.keys import spread
 from fedssl.method import Examples, Sizes
-from fedssl.model import Model, derive, norm_keys, seed_parameters, tensors
-from fedssl.parts import Share, resolve_shares
+from fedssl.model import Model, derive, load_arrays, norm_keys, seed_parameters, tensors
+from fedssl.parts import Share, part_of, resolve_shares
 from fedssl.workshop import Workshop
 
 
@@ -92,8 +94,40 @@ def build_model(job: Job, shape: tuple[Any, ...], examples: int = 0, client: int
     sizes = Sizes(dim, examples, shape, job.federation.clients, 0 if public is None else len(public))
     model = job.method.init(encoder, sizes)
     seed_parameters(model, job.seed)
-    derive(model, job.method.parts, [f"{part.name}." for part in job.method.parts if part.follows])
+    _follow(job, model)
     return model
+
+
+def initial_model(job: Job, shape: tuple[Any, ...], examples: int = 0) -> Model:
+    """The model that the server begins with: seeded, and with the encoder of the run that `start` names.
+
+    Only the server reads that run: clients get what it begins with. Heads stay seeded, teachers follow the encoder.
+
+    Raises:
+        ConfigError: that run has no encoder, or another one.
+    """
+    model = build_model(job, shape, examples)
+    if job.start is None:
+        return model
+    path = Path(job.start) / "encoder.safetensors"
+    if not path.is_file():
+        raise ConfigError(f"start={job.start} has no encoder: name the directory of a run that has ended")
+    arrays = {f"encoder.{name}": value for name, value in read_arrays(path)[0].items()}
+    there = {name: tuple(value.shape) for name, value in arrays.items()}
+    here = {name: tuple(value.shape) for name, value in tensors(model) if part_of(name) == "encoder"}
+    if odd := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
+        raise ConfigError(
+            f"start={job.start} has another encoder: {odd[0]} is {there.get(odd[0], 'absent')} there and "
+            f"{here.get(odd[0], 'absent')} here; use its options of `encoder`, and data of its shape"
+        )
+    load_arrays(model, arrays)
+    _follow(job, model)
+    return model
+
+
+def _follow(job: Job, model: Model) -> None:
+    """Teachers and frozen copies become what they follow."""
+    derive(model, job.method.parts, [f"{part.name}." for part in job.method.parts if part.follows])
 
 
 def shares_of(job: Job, model: Model) -> dict[str, Share]:
@@ -110,5 +144,5 @@ def untrained(data: Data, client: int, keys: Iterable[str]) -> frozenset[str]:
 
 def workshop_of(job: Job, device: torch.device, shape: tuple[Any, ...]) -> Workshop:
     """What a strategy that trains on the server works with."""
-    model = build_model(job, shape).to(device)
+    model = initial_model(job, shape).to(device)
     return Workshop(job.method, model, public_of(job, device), job.data.augment, job.local, job.seed)

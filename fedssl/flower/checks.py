@@ -72,3 +72,18 @@ def architectures(job: Job, shape: tuple[Any, ...], initial: Arrays, shares: Map
                 f"part {part!r} has other arrays with encoders.{name} than with encoder, and {strategy} sends it from "
                 f"one to the other: use method=flesd strategy=flesd, or strategy.share.{part}=local"
             )
+
+
+def start(job: Job, shares: Mapping[str, Share]) -> None:
+    """Refuse a run to begin with whose encoder would not reach the clients whole, teachers that follow it included.
+
+    Raises:
+        ConfigError: for the first array that stays with the clients, who would begin with seeded values.
+    """
+    own = {"encoder", *(part.name for part in job.method.parts if "encoder" in part.follows)}
+    kept = [key for key, share in shares.items() if share is Share.local and part_of(key) in own]
+    if job.start is not None and kept:
+        raise ConfigError(
+            f"start={job.start} is read by the server only and {kept[0]} stays with the clients, who would begin "
+            "without it: let it merge, or use start=null"
+        )

@@ -34,7 +34,7 @@ from fedssl.privacy import statement
 from fedssl.progress import Reporter
 from fedssl.provenance import manifest
 from fedssl.rundir import Checkpoint, RunDirectory, split_table
-from fedssl.setup import build_model, data_of, device_of, shares_of, untrained, workshop_of
+from fedssl.setup import data_of, device_of, initial_model, shares_of, untrained, workshop_of
 from fedssl.shards import described, parts_of
 
 
@@ -98,8 +98,9 @@ def _open(
     device = device_of(job)
     data = data_of(job, device)
     parts = parts_of(job, device)
-    model = build_model(job, data.train.shape)
+    model = initial_model(job, data.train.shape)
     shares = shares_of(job, model)
+    checks.start(job, shares)
     if Share.merge not in shares.values():
         raise ConfigError("every part is local or derived, so nothing would be federated: let at least one part merge")
     point = rundir.latest()

@@ -16,6 +16,7 @@ NOT_COVERED = (
     "copies of a record, on one client or on two: each copy is a record of its own",
     "which clients take part, when, and how long they take",
 )
+PUBLIC_START = "what the encoder that the run began with was trained on, which is taken as public: see start"
 SEEDED = (
     "whoever knows the seed of the run, from which noise and samples follow: privacy.secure=true, or "
     "aggregation.secure=true for the unit client, for real use"
@@ -92,6 +93,12 @@ def statement(declared: Declared, releases: Sequence[Release]) -> dict[str, Any]
         "not_covered": _holes(declared),
         "says": sentence(declared, costs[Accountant.pld]),
     }
+
+
+def with_public_start(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `privacy.json` of a run that began with an encoder of another run; every claim in it says so."""
+    found = {key: with_public_start(value) if key == "record" else value for key, value in content.items()}
+    return found | ({"not_covered": [*content["not_covered"], PUBLIC_START]} if "not_covered" in content else {})
 
 
 def sentence(declared: Declared, epsilon: float | None) -> str:

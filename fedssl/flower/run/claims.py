@@ -7,12 +7,13 @@ from typing import Any
 from fedssl.aggregation import spending
 from fedssl.flower.run.running import Running
 from fedssl.privacy.record_dp import RecordDP
-from fedssl.privacy.statement import running
+from fedssl.privacy.statement import running, with_public_start
 
 
 def claims(run: Running) -> dict[str, Any]:
     """The content of `privacy.json`."""
-    return spending.whole(run.job.privacy, list(run.spent.values()), run.aggregation.claim())
+    content = spending.whole(run.job.privacy, list(run.spent.values()), run.aggregation.claim())
+    return content if run.job.start is None else with_public_start(content)
 
 
 def so_far(run: Running) -> dict[str, float | None]:
