@@ -262,8 +262,7 @@ class Job:
             )
         if isinstance(self.partition, FeatureShift) and modality not in ("images", "timeseries"):
             raise ConfigError(
-                f"partition=feature_shift changes images and time series and {data} gives {modality}: choose another "
-                "partition"
+                f"partition=feature_shift changes images and time series, {data} gives {modality}: choose another one"
             )
         if self.method.local_views and not isinstance(self.data.augment, MultiCrop):
             raise ConfigError(f"method.local_views crops, which {data} cannot: use method.local_views=0")
@@ -272,8 +271,7 @@ class Job:
         self._check_others(data, modality)
         self._check_summaries(method, self._word("strategy"))
         if not self.aggregation.each:
-            # Who asks clients for keys, knows how many there are.
-            quorum = 1 if isinstance(self.aggregation, Answering) else self.federation.quorum
+            quorum = 1 if isinstance(self.aggregation, Answering) else self.federation.quorum  # who asks, counts
             about = (quorum, self.privacy, self.aggregation.secret_cohorts)
             refuse(self.strategy(), self.method.summaries, self.compression, *about)
         self.aggregation.admit(self.planned)
@@ -310,8 +308,7 @@ class Job:
                 )
             if self.baselines:
                 raise ConfigError(
-                    f"the central baseline has no server to set {part.name!r}, without which {method} is another "
-                    "method: use baselines=false"
+                    f"the central baseline has no server to set {part.name!r} of {method}: use baselines=false"
                 )
 
     def _check_others(self, data: str, modality: str) -> None:

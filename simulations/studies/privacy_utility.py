@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -20,7 +19,7 @@ from fedssl.setup import initial_model
 from simulations.studies.base import Bench, Finding, Outcome
 from simulations.studies.federated.cells import partition
 from simulations.studies.federated.intervals import both
-from simulations.studies.federated.measures import FIVE, LINEAR, RANK, Probed
+from simulations.studies.federated.measures import FIVE, Probed
 from simulations.studies.federated.mechanisms import MECHANISMS, lower_bound, public
 from simulations.studies.federated.results import Results, columns
 from simulations.studies.tools.runs import CENTRAL, Finished
@@ -129,7 +128,9 @@ class PrivacyUtility:
                 if bounds := [value for value in found if value is not None]:
                     values[setting][AUDITED] = bounds
         first = Setting(self.mechanisms[0], None, self.skews[0], True)
-        floors = [_floors((*self.options(first, start), *bench.overrides, f"seed={s}")) for s, start in enumerate(starts)]
+        floors = [
+            _floors((*self.options(first, start), *bench.overrides, f"seed={s}")) for s, start in enumerate(starts)
+        ]
         results = Results(values | {name: columns([each[name] for each in floors]) for name in (RAW, UNTRAINED, START)})
         rows = results.rows("privacy", _place, _setting)
         return Outcome(rows, self._charts(results), self._findings(results))
@@ -162,8 +163,9 @@ class PrivacyUtility:
                 skew: results.bars({n: Setting(n, self.middle, skew, True) for n in self.mechanisms}, FIVE)
                 for skew in self.skews
             }
-            charts["skew"] = [Panel("", f"accuracy, {FIVE}", bars=bars, levels={START: results.interval(START, FIVE).mean},
-                                    title=f"epsilon {self.middle:g}, with the public start")]  # fmt: skip
+            level = {START: results.interval(START, FIVE).mean}
+            title = f"epsilon {self.middle:g}, with the public start"
+            charts["skew"] = [Panel("", f"accuracy, {FIVE}", bars=bars, levels=level, title=title)]
         return charts
 
     def _findings(self, results: Results) -> list[Finding]:
@@ -221,7 +223,8 @@ def _floors(options: Sequence[str]) -> dict[str, dict[str, float]]:
         START: Probed.of(Finished(job, initial_model(job, data.train.shape).eval(), data)),
     }
     flat = [
-        job.data.augment.plain(part.batch(torch.arange(len(part)))).flatten(1).numpy() for part in (data.train, data.test)
+        job.data.augment.plain(part.batch(torch.arange(len(part)))).flatten(1).numpy()
+        for part in (data.train, data.test)
     ]
     probed[RAW] = replace(probed[START], train=flat[0], test=flat[1])
     return {name: one.accuracies() for name, one in probed.items()}
