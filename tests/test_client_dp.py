@@ -333,8 +333,14 @@ DELTA["ftrl"] = ("aggregation.delta=0.01", "aggregation.band=2")
 DELTA["secure_dp"] = ("aggregation.delta=0.01",)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedema"])
-@pytest.mark.parametrize("aggregation", config.options_of("aggregation"))
+@pytest.mark.parametrize(
+    ("aggregation", "strategy"),
+    [
+        *((name, "fedadam") for name in config.options_of("aggregation")),
+        ("client_dp", "fedavg"),
+        ("client_dp", "fedema"),
+    ],
+)
 def test_every_aggregation_runs_repeats_and_resumes(
     aggregation: str, strategy: str, plan: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,9 +51,10 @@ def test_a_cell_is_what_the_code_says(method: str, name: str, text: str) -> None
             config.compose(options(method, name, "valid"))
     if name not in RECORD:
         return
-    job = config.compose(
-        [*tiny(*options(method, name, text)), "privacy.epsilon=null", "privacy.noise_multiplier=1"]
-    ).job
+    modality = "pairs" if method == "clip" else "images"
+    small = ["public.size=8"] if "data@public=synthetic" in options(method, name, text) else []
+    chosen = [*options(method, name, text), *small, "privacy.epsilon=null", "privacy.noise_multiplier=1"]
+    job = config.compose(tiny(*chosen, modality=modality)).job
     job.privacy.check(job.method)
     data = data_of(job, torch.device("cpu"))
     shard = data.train.shard(torch.arange(24).numpy(), 0)

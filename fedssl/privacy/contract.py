@@ -124,7 +124,7 @@ def nearest(method: SSLMethod, mechanism: str) -> str:
     ways = []
     if mechanism != "pairs" and type(method) in (SimCLR, SigmoidPairs):
         ways.append(f"privacy=pairs{norm}")
-    if mechanism != "groups" and method.coupling is Coupling.batch and not outlives(method):
+    if mechanism != "groups" and method.coupling is Coupling.batch and not lingers(method):
         ways.append(f"privacy=groups{norm}")
     alone_already = "" if mechanism == "example" else "privacy=example with "
     ways += [f"{alone_already}method=byol method.norm=group", "method=mae"]
