@@ -230,9 +230,8 @@ class Job:
         Raises:
             ConfigError: for the first option that does not fit.
         """
-        _ = self.method, self.encoder, self.encoders, self.data, self.partition, self.privacy
-        _ = self.local, self.federation, self.participation, self.evaluate, self.consent, self.compression
-        _ = self.aggregation
+        _ = self.method, self.encoder, self.encoders, self.data, self.partition, self.privacy, self.local
+        _ = self.federation, self.participation, self.evaluate, self.consent, self.compression, self.aggregation
         if self.tree.get("public") is not None:
             build(self.tree["public"], "public")
         self.strategy()
