@@ -54,8 +54,7 @@ class Job:
     Attributes:
         text: the canonical JSON; equal texts are equal jobs.
         seed, device, threads, baselines, checkpoint_every: scalars of the configuration.
-        share: the configuration's word on who owns which part.
-        start: the run directory whose encoder the server begins with; None: seeded values.
+        share, start: the configuration's word on who owns which part; the run whose encoder the server begins with.
     """
 
     SCALARS: Mapping[str, type] = {
@@ -230,11 +229,9 @@ class Job:
         Raises:
             ConfigError: for the first option that does not fit.
         """
-        _ = self.method, self.encoder, self.encoders, self.data, self.partition, self.privacy
-        _ = self.local, self.federation, self.participation, self.evaluate, self.consent, self.compression
-        _ = self.aggregation
-        if self.tree.get("public") is not None:
-            build(self.tree["public"], "public")
+        _ = self.method, self.encoder, self.encoders, self.data, self.partition, self.privacy, self.local
+        _ = self.federation, self.participation, self.evaluate, self.consent, self.compression, self.aggregation
+        _ = self.tree.get("public") is None or build(self.tree["public"], "public")
         self.strategy()
         self._check_fit()
         self.privacy.check(self.method)

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedssl import config
+from fedssl import config, probes
 from fedssl.charts import Line, Panel
+from fedssl.diagnostics import effective_rank
 from fedssl.errors import ConfigError
 from fedssl.rundir import RunDirectory
 from fedssl.setup import initial_model
 from simulations.studies.base import Bench, Finding, Outcome
 from simulations.studies.federated.cells import partition
 from simulations.studies.federated.intervals import both
-from simulations.studies.federated.measures import FIVE, Probed
+from simulations.studies.federated.measures import FIVE, KNN, RANK, Probed
 from simulations.studies.federated.mechanisms import MECHANISMS, lower_bound, public
 from simulations.studies.federated.results import Results, columns
 from simulations.studies.tools.runs import CENTRAL, Finished
@@ -47,7 +48,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class PrivacyUtility:
-    """Every mechanism at every epsilon on the first skew, and at `middle` on the others; all with and without a start.
+    """Every mechanism by epsilon with and without a public start; on other skews at one epsilon, with the start.
 
     Args:
         tiny: everything smaller, the whole in under half a minute.
@@ -93,7 +94,7 @@ class PrivacyUtility:
         """The design."""
         epsilons = (None, *self.epsilons)
         found = [Setting(*words) for words in product(self.mechanisms, epsilons, self.skews[:1], (False, True))]
-        few = product(self.mechanisms, (None, self.middle), self.skews[1:], (False, True))
+        few = product(self.mechanisms, (None, self.middle), self.skews[1:], (True,))
         return found + [Setting(*words) for words in few]
 
     def options(self, setting: Setting, start: Path | None) -> tuple[str, ...]:
@@ -122,18 +123,40 @@ class PrivacyUtility:
         values: dict[Any, dict[str, list[float]]] = {}
         for setting in self.settings:
             each = [(*self.options(setting, start), f"seed={seed}") for seed, start in enumerate(starts)]
-            values[setting] = columns([_measured(bench.pretrain(*options)) for options in each])
+            values[setting] = columns([self._measured(bench.pretrain(*options)) for options in each])
             if setting.epsilon is not None and not setting.begun and setting.skew == self.skews[0]:
-                found = [lower_bound(options, seed, 200 if self.tiny else 1000) for seed, options in enumerate(each)]
+                canaries = 200 if self.tiny else 1000
+                found = [lower_bound((*o, *bench.overrides), seed, canaries) for seed, o in enumerate(each)]
                 if bounds := [value for value in found if value is not None]:
                     values[setting][AUDITED] = bounds
         first = Setting(self.mechanisms[0], None, self.skews[0], True)
-        floors = [
-            _floors((*self.options(first, start), *bench.overrides, f"seed={s}")) for s, start in enumerate(starts)
-        ]
+        each = [(*self.options(first, start), *bench.overrides, f"seed={seed}") for seed, start in enumerate(starts)]
+        floors = [self._floors(options) for options in each]
         results = Results(values | {name: columns([each[name] for each in floors]) for name in (RAW, UNTRAINED, START)})
         rows = results.rows("privacy", _place, _setting)
         return Outcome(rows, self._charts(results), self._findings(results))
+
+    def _probed(self, probed: Probed) -> dict[str, float]:
+        """The cheaper ones of the probes, because there are many runs."""
+        sets = (probed.train, probed.labels, probed.test, probed.held)
+        few = probes.few_label(*sets, per_class=5, repeats=2 if self.tiny else 10, seed=probed.seed)
+        return {FIVE: few.mean, KNN: probes.knn(*sets), RANK: effective_rank(torch.from_numpy(probed.test))}
+
+    def _measured(self, run: RunDirectory) -> dict[str, float]:
+        """Probes of a run's encoder, and what it has spent."""
+        spent = run.read("summary.json")["epsilon"]
+        return self._probed(Probed.of(Finished.of(run))) | ({} if spent is None else {SPENT: float(spent)})
+
+    def _floors(self, options: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The same probes of pixels, of the seeded encoder and of the one that the run begins with."""
+        job, bare = (config.compose([*options, *more]).job for more in ((), ("start=null",)))
+        data = job.data.load()
+        seeded, begun = (Finished(each, initial_model(each, data.train.shape).eval(), data) for each in (bare, job))
+        both_parts = [(part, torch.arange(len(part))) for part in (data.train, data.test)]
+        flat = [job.data.augment.plain(part.batch(rows)).flatten(1).numpy() for part, rows in both_parts]
+        probed = {UNTRAINED: Probed.of(seeded), START: Probed.of(begun)}
+        probed[RAW] = replace(probed[START], train=flat[0], test=flat[1])
+        return {name: self._probed(each) for name, each in probed.items()}
 
     def _charts(self, results: Results) -> dict[str, Sequence[Panel]]:
         """Accuracy over epsilon, and the accounted beside the audited one."""
@@ -163,9 +186,11 @@ class PrivacyUtility:
                 skew: results.bars({n: Setting(n, self.middle, skew, True) for n in self.mechanisms}, FIVE)
                 for skew in self.skews
             }
-            level = {START: results.interval(START, FIVE).mean}
-            title = f"epsilon {self.middle:g}, with the public start"
-            charts["skew"] = [Panel("", f"accuracy, {FIVE}", bars=bars, levels=level, title=title)]
+            levels, title = (
+                {START: results.interval(START, FIVE).mean},
+                f"epsilon {self.middle:g}, with the public start",
+            )
+            charts["skew"] = [Panel("", f"accuracy, {FIVE}", bars=bars, levels=levels, title=title)]
         return charts
 
     def _findings(self, results: Results) -> list[Finding]:
@@ -204,30 +229,6 @@ class PrivacyUtility:
         shown = [f"{k.mechanism}, {k.epsilon:g}: {np.mean(v):.2f}" for k, v in audited.items()]
         said = "No audit finds more than what is accounted for"
         return Finding(said, both(below) if below else None, f"{len(below)} audited, at least: {'; '.join(shown)}")
-
-
-def _measured(run: RunDirectory) -> dict[str, float]:
-    """Probes of a run's encoder, and what it has spent."""
-    spent = run.read("summary.json")["epsilon"]
-    return Probed.of(Finished.of(run)).accuracies() | ({} if spent is None else {SPENT: float(spent)})
-
-
-def _floors(options: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The same probes of pixels, of the seeded encoder and of the one that the run begins with."""
-    job = config.compose(options).job
-    data = job.data.load()
-    torch.set_num_threads(1)
-    bare = config.compose([*options, "start=null"]).job
-    probed = {
-        UNTRAINED: Probed.of(Finished(bare, initial_model(bare, data.train.shape).eval(), data)),
-        START: Probed.of(Finished(job, initial_model(job, data.train.shape).eval(), data)),
-    }
-    flat = [
-        job.data.augment.plain(part.batch(torch.arange(len(part)))).flatten(1).numpy()
-        for part in (data.train, data.test)
-    ]
-    probed[RAW] = replace(probed[START], train=flat[0], test=flat[1])
-    return {name: one.accuracies() for name, one in probed.items()}
 
 
 def _epsilon(key: Setting) -> str:
