@@ -396,12 +396,13 @@ def test_batch_normalisation_is_found_in_every_part() -> None:
         ({"delta": 0.0}, "is no probability"),
         ({"sample_rate": 1.5}, "is no probability"),
         ({"micro_batch": 0}, "holds no record"),
-        ({"engine": "ghost"}, "is unknown: use vmap, hooks, loop"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         ExampleDP(**options)
+    with pytest.raises(ConfigError, match="is unknown: use vmap, hooks, loop"):
+        ExampleDP(engine="ghost").check(BYOL(norm="group"))
 
 
 PRIVATE = (

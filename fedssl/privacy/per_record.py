@@ -177,7 +177,9 @@ def pieces(batch: Batch, size: int) -> Iterator[Batch]:
 
 def norms(gradients: Iterable[Tensor]) -> Tensor:
     """(n,) the length of each record's gradient over all parameters, in float64 so that no small one is lost."""
-    return torch.stack([g.reshape(len(g), -1).double().square().sum(1) for g in gradients]).sum(0).sqrt()
+    parts = [torch.linalg.vector_norm(_rows(g), dim=1, dtype=torch.float64) for g in gradients]
+    lengths: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    return lengths
 
 
 def clipped_sum(gradients: Sequence[Tensor], clip_norm: float) -> list[Tensor]:
@@ -188,10 +190,14 @@ def clipped_sum(gradients: Sequence[Tensor], clip_norm: float) -> list[Tensor]:
     lengths = norms(gradients)
     sound = lengths.isfinite()
     factors = torch.where(sound, (clip_norm / lengths).clamp(max=1.0), 0.0)
-    return [
-        torch.einsum("n,n...->...", factors.to(g.dtype), torch.where(_as(sound, g), g, torch.zeros_like(g)))
-        for g in gradients
-    ]
+    # 0 times infinity is no number. On a GPU, asking whether there is any would wait for it.
+    if lengths.is_cuda or not bool(sound.all()):
+        gradients = [torch.where(_as(sound, g), g, torch.zeros_like(g)) for g in gradients]
+    return [(factors.to(g.dtype) @ _rows(g)).view(g.shape[1:]) for g in gradients]
+
+
+def _rows(gradient: Tensor) -> Tensor:
+    return gradient.reshape(len(gradient), -1)
 
 
 def _as(mask: Tensor, gradient: Tensor) -> Tensor:
