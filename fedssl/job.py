@@ -259,7 +259,7 @@ class Job:
             )
         if isinstance(self.partition, FeatureShift) and modality not in ("images", "timeseries"):
             raise ConfigError(
-                f"partition=feature_shift changes images and time series, {data} gives {modality}: choose another one"
+                f"partition=feature_shift changes images and time series and {data} gives {modality}: choose another"
             )
         if self.method.local_views and not isinstance(self.data.augment, MultiCrop):
             raise ConfigError(f"method.local_views crops, which {data} cannot: use method.local_views=0")

@@ -304,7 +304,7 @@ def test_a_tally_counts_rows_and_failures(replies: Callable[..., list[Message]])
     assert seen == [2, 0]
     size = sum(value.nbytes for value in ARRAYS.values())
     assert count.rows == [{"client": c, "examples": 2, "loss": 0.5, "bytes_up": size} for c in (0, 2)]
-    assert count.mean("loss") == 0.5
+    assert count.means(["loss"])["loss"] == 0.5
 
 
 def test_a_tally_names_who_is_missing(replies: Callable[..., list[Message]]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from scipy.optimize import brentq
-
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.privacy.release import gaussian_epsilon
 from fedssl.privacy.statement import Declared
@@ -66,6 +64,8 @@ def gaussian_multiplier(target_epsilon: float, releases: int, delta: float) -> f
     The inverse of `fedssl.privacy.release.gaussian_epsilon` (Balle & Wang 2018, https://arxiv.org/abs/1805.06530),
     rounded up; no sampling is assumed.
     """
+
+    from scipy.optimize import brentq  # here, because it takes a while to import
 
     def excess(log_noise: float) -> float:
         return math.log(max(gaussian_epsilon(math.exp(log_noise), releases, delta), 1e-300) / target_epsilon)

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from functools import lru_cache
-
-import dp_accounting
-from dp_accounting import pld
-from opacus.accountants import PRVAccountant, RDPAccountant
-from scipy.optimize import brentq
+from typing import TYPE_CHECKING
 
 from fedssl.errors import ConfigError
 from fedssl.privacy.release import gaussian_epsilon
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
 FINE, FAST = 1e-4, 2e-3  # grids of privacy losses
 
@@ -136,6 +136,8 @@ def compose(releases: Iterable[Release], delta: float, accountant: str = "pld", 
         return gaussian_epsilon(precision**-0.5, 1, delta)
     if accountant == Accountant.pld:
         return _pld(found, delta, grid)
+    from opacus.accountants import PRVAccountant, RDPAccountant  # here, because it takes seconds to import
+
     other = PRVAccountant() if accountant == Accountant.prv else RDPAccountant()
     other.history = [(r.noise_multiplier, r.sample_rate, r.count) for r in found]
     with warnings.catch_warnings():  # both warn of ranges that only make their answer larger
@@ -157,14 +159,19 @@ def _pld(releases: Iterable[Release], delta: float, grid: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def _composed(releases: tuple[Release, ...], grid: float) -> pld.PLDAccountant:
+def _composed(releases: tuple[Release, ...], grid: float) -> PLDAccountant:
+    import dp_accounting  # here, because it takes a second to import
+    from dp_accounting import pld
+
     accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
     for release in releases:
         accountant.compose(_event(release), release.count)
     return accountant
 
 
-def _event(release: Release) -> dp_accounting.DpEvent:
+def _event(release: Release) -> DpEvent:
+    import dp_accounting
+
     gaussian = dp_accounting.GaussianDpEvent(release.noise_multiplier)
     return gaussian if release.sample_rate == 1 else dp_accounting.PoissonSampledDpEvent(release.sample_rate, gaussian)
 
@@ -190,6 +197,8 @@ def noise_multiplier(
             f"target_epsilon={target_epsilon} for {steps} steps asks for no noise in particular: give a positive "
             "epsilon and at least one step"
         )
+
+    from scipy.optimize import brentq
 
     def excess(log_noise: float, accountant: str) -> float:
         """How far above the target, in logarithms."""
