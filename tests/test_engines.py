@@ -52,7 +52,9 @@ def _rays_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
             *("method=byol", "strategy.share.teacher=local", "participation.fraction=0.67", "federation.rounds=3"),
             *("compression=topk_int8", "compression.down=float16"),
         ),
-        ("strategy=fedmedian", "encoder.norm=batch", *BUFFERED, "federation.rounds=3"),
+        pytest.param(
+            ("strategy=fedmedian", "encoder.norm=batch", *BUFFERED, "federation.rounds=3"), marks=pytest.mark.slow
+        ),
     ],
     ids=["stateful", "stock and asynchronous"],
 )
@@ -76,6 +78,7 @@ def test_ray_resumes_what_in_process_began(plan: Compose, monkeypatch: pytest.Mo
     assert_same(final_arrays(straight), final_arrays(resumed))
 
 
+@pytest.mark.slow
 @needs_ray
 @quiet_ray
 def test_a_client_that_fails_under_ray_ends_the_run_with_its_sentence(plan: Compose) -> None:
