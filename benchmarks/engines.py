@@ -1,8 +1,8 @@
 """What the engines add to a bare training loop: `python -m benchmarks.engines`.
 
 One workload for all systems: SimCLR of the four-convolution GroupNorm encoder on drawn 32x32x3 images, 96 examples a
-client, batch 32, one local epoch, SGD with momentum, FedAvg. Every system trains the same clients with the same seeds
-and must end with the same bits, which is checked. Nothing is evaluated inside the rounds and only the last round writes
+client, batch 32, one local epoch, SGD with momentum, FedAvg. Every system trains the same clients with the same seeds and
+must end with the same bits, which is checked. Nothing is evaluated inside the rounds and only the last round writes
 a checkpoint, so that engines are compared and nothing else.
 
 Each measurement is a fresh process with one torch thread a client; the systems take turns (A B C D A B C D ...), and a
@@ -109,7 +109,7 @@ def bare(job: Job, reporter: Reporter) -> Arrays:
         mean = tree.ExactMean()
         for client, shard in enumerate(shards):
             load_arrays(model, now)
-            options = {"round": at, "rounds": rounds, "seed": job.seed, "client": client, "public": None}
+            options = {"round": at, "rounds": rounds, "seed": job.seed, "client": client}
             fit(job.method, model, shard, job.data.augment, job.local, gradient=PlainGradient(), **options)  # type: ignore[arg-type]
             mean.add(to_arrays(model), len(shard))
         now = mean.result(now)
