@@ -1,7 +1,7 @@
 """What the engines add to a bare training loop: `python -m benchmarks.engines`.
 
 One workload for all systems: SimCLR of the four-convolution GroupNorm encoder on drawn 32x32x3 images, 96 examples a
-client, batch 32, one local epoch, SGD with momentum, FedAvg. Every system trains the same clients with the same seeds and
+client, batch 32, one local epoch, SGD with momentum, FedAvg. Every system trains the same clients with equal seeds and
 must end with the same bits, which is checked. Nothing is evaluated inside the rounds and only the last round writes
 a checkpoint, so that engines are compared and nothing else.
 
