@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedssl import schedules, seeds
+from fedssl.cohort import seats
 from fedssl.diagnostics import feature_std
 from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
@@ -103,6 +104,138 @@ def optimizer_for(model: nn.Module, local: Local) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=local.lr, fused=True)
 
 
+class Training:
+    """One client's round of local training: what surrounds the steps, and each step.
+
+    `fit` takes the steps one by one; a cohort takes those of several clients at once.
+
+    Attributes:
+        done: how many steps the client has time for, of `steps`.
+        totals: sums over examples of the loss and of what the method reports, by name.
+    """
+
+    def __init__(
+        self,
+        method: SSLMethod,
+        model: Model,
+        data: Examples,
+        augment: Augment,
+        local: Local,
+        *,
+        gradient: GradientTransform,
+        round: int,
+        rounds: int,
+        seed: int,
+        client: int,
+        public: Examples | None = None,
+        pull: Pull | None = None,
+        work: float = 1.0,
+        attempt: int = 1,
+    ) -> None:
+        if len(data) == 0:
+            raise ConfigError(
+                f"client {client} has no examples: use fewer federation.clients or a larger partition.min_size"
+            )
+        self.method, self.model, self.data, self.augment, self.local = method, model, data, augment, local
+        self.gradient, self.public, self.pull = gradient, public, pull
+        self.round, self.rounds, self.seed, self.client = round, rounds, seed, client
+        self.device = device = next(model.parameters()).device
+        path = self._path = ("client", client, "round", round)
+        again = ("attempt", attempt) if attempt > 1 else ()
+        order = seeds.stream(seed, *path, *again, "order")
+        self.noise = seeds.stream(seed, *path, *again, "gradient")
+        self.generator = seeds.torch_stream(seed, *path, "augment", device=device)
+        self.readings = seeds.stream(seed, *path, "public")
+        drawn = gradient.batches(len(data), local.batch_size, local.epochs, order)
+        self.batches = [index.to(device) for index in drawn]
+        self.steps = len(self.batches)
+        self.done = math.floor(work * self.steps + 1e-9)  # 0.7 * 10 is 7, in spite of its last bit
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        self.totals: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
+        self.seen = 0
+        self.features: Tensor | None = None
+
+    def begin(self) -> None:
+        """Bring the model into the state of a first step."""
+        self.model.train()
+        discard_statistics(self.model)
+        parts = self.method.parts
+        derive(self.model, parts, [f"{part.name}." for part in parts if part.frozen])
+        self.method.after_merge(self.model, self.data, self.public, self.augment, self.at(0))
+        self.movement = Movement(self.model, parts)
+
+    def at(self, i: int) -> Step:
+        """Where step `i` stands in the run."""
+        return Step(self.round, self.rounds, i, self.steps)
+
+    def rate(self, i: int) -> float:
+        """The learning rate of step `i`."""
+        local = self.local
+        return schedules.learning_rate(self.at(i).progress, local.lr, local.schedule, local.warmup)
+
+    def batch(self, i: int) -> Batch:
+        """Draw the batch of step `i`: to be called once for each, in order."""
+        index = self.batches[i]
+        views = _views(self.method, self.data, index, self.augment, self.generator) if len(index) else []
+        return self.beside(views, i)
+
+    def beside(self, views: Sequence[View], i: int) -> Batch:
+        """The batch of step `i` with these views of its examples."""
+        return beside(Batch(views, self.batches[i]), self.method, self.public, self.augment, self.readings)
+
+    def run(self, first: Batch | None = None) -> None:
+        """Take all steps, the first with its batch if it has been drawn. Nothing waits for the device."""
+        optimizer = optimizer_for(self.model, self.local)
+        for i in range(self.done):
+            self.step(i, self.batch(i) if i or first is None else first, optimizer)
+
+    def step(self, i: int, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
+        """Take step `i`."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(i)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.local.precision == "bf16"):
+            out = self.gradient.backward(self.method, self.model, batch, self.at(i), self.noise)
+        if self.pull is not None:
+            self.pull.apply()
+        if self.local.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.trainable, self.local.clip_norm)
+        optimizer.step()
+        commit_statistics(self.model)
+        for name, value in scalars(out).items():
+            self.totals[name] = self.totals.get(name, 0) + value * len(batch.index)
+        self.stepped(i, out)
+
+    def stepped(self, i: int, out: LossOutput) -> None:
+        """After the optimiser's step `i`: what follows the weights, follows them now."""
+        if i == self.steps - 1:
+            self.movement.before_following()
+        self.method.after_step(self.model, out, self.at(i))
+        self.seen += len(self.batches[i])
+        self.features = out.features.detach()
+
+    def result(self) -> FitResult:
+        """What the round reports; the method's summaries of the client's data are made here.
+
+        Raises:
+            TrainingError: the loss is not a finite number.
+        """
+        measures = {name: value.item() / max(1, self.seen) for name, value in self.totals.items()}
+        loss = measures.pop("loss")
+        # Private gradients are finite whatever a record's loss is.
+        if not math.isfinite(loss) and not self.gradient.private:
+            raise TrainingError(
+                f"the loss of client {self.client} became {loss} in round {self.round}: training cannot go on from "
+                f"there; lower local.lr (now {self.local.lr}) or set local.clip_norm=1"
+            )
+        generator = seeds.torch_stream(self.seed, *self._path, "upload", device=self.device)
+        said = self.method.before_upload(self.model, self.data, self.public, self.augment, generator)
+        measures |= {name: value.item() for name, value in said.items()}
+        std = feature_std(self.features.float()) if self.features is not None else 0.0
+        share = self.done / self.steps
+        return FitResult(len(self.data), self.done, loss, std, measures, self.movement.measures(), share)
+
+
 def fit(
     method: SSLMethod,
     model: Model,
@@ -123,7 +256,8 @@ def fit(
     """Train a model in place on one client's examples for one round.
 
     All randomness comes from (seed, client, round), so the result does not depend on who trained before. Nothing
-    inside the loop waits for the device.
+    inside the loop waits for the device. In a thread that has a seat in a cohort, the steps are taken together with
+    the clients of the other seats.
 
     With `work` below 1 the client stops early: it does that share of the round's steps, rounded down, exactly as it
     would have begun the whole round, learning rates included. Without time for a step it changes nothing.
@@ -135,63 +269,15 @@ def fit(
         ConfigError: the client has no examples, or too few for batch normalisation.
         TrainingError: the loss is not a finite number.
     """
-    n = len(data)
-    if n == 0:
-        raise ConfigError(
-            f"client {client} has no examples: use fewer federation.clients or a larger partition.min_size"
-        )
-    device = next(model.parameters()).device
-    path = ("client", client, "round", round)
-    again = ("attempt", attempt) if attempt > 1 else ()
-    order = seeds.stream(seed, *path, *again, "order")
-    noise = seeds.stream(seed, *path, *again, "gradient")
-    pixels = seeds.torch_stream(seed, *path, "augment", device=device)
-    batches = [index.to(device) for index in gradient.batches(n, local.batch_size, local.epochs, order)]
-    steps, done = len(batches), math.floor(work * len(batches) + 1e-9)  # 0.7 * 10 is 7, in spite of its last bit
-    if not done:
-        return FitResult(examples=n, steps=0, loss=math.nan, feature_std=math.nan, work=0.0)
-    optimizer = optimizer_for(model, local)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    model.train()
-    discard_statistics(model)
-    derive(model, method.parts, [f"{part.name}." for part in method.parts if part.frozen])
-    readings = seeds.stream(seed, *path, "public")
-    method.after_merge(model, data, public, augment, Step(round, rounds, 0, steps))
-    movement = Movement(model, method.parts)
-    totals, seen, features = {"loss": torch.zeros((), device=device)}, 0, None
-    for i, index in enumerate(batches[:done]):
-        step = Step(round, rounds, i, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = schedules.learning_rate(step.progress, local.lr, local.schedule, local.warmup)
-        views = _views(method, data, index, augment, pixels) if len(index) else []
-        optimizer.zero_grad(set_to_none=True)
-        batch = beside(Batch(views, index), method, public, augment, readings)
-        with torch.autocast(device.type, torch.bfloat16, enabled=local.precision == "bf16"):
-            out = gradient.backward(method, model, batch, step, noise)
-        if pull is not None:
-            pull.apply()
-        if local.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(trainable, local.clip_norm)
-        optimizer.step()
-        commit_statistics(model)
-        if i == len(batches) - 1:
-            movement.before_following()
-        method.after_step(model, out, step)
-        for name, value in scalars(out).items():
-            totals[name] = totals.get(name, 0) + value * len(index)
-        seen += len(index)
-        features = out.features.detach()
-    measures = {name: value.item() / max(1, seen) for name, value in totals.items()}
-    loss = measures.pop("loss")
-    if not math.isfinite(loss) and not gradient.private:  # private gradients are finite whatever a record's loss is
-        raise TrainingError(
-            f"the loss of client {client} became {loss} in round {round}: training cannot go on from there; "
-            f"lower local.lr (now {local.lr}) or set local.clip_norm=1"
-        )
-    summaries = seeds.torch_stream(seed, *path, "upload", device=device)
-    measures |= {k: v.item() for k, v in method.before_upload(model, data, public, augment, summaries).items()}
-    std = feature_std(features.float()) if features is not None else 0.0
-    return FitResult(n, done, loss, std, measures, movement.measures(), done / steps)
+    training = Training(
+        method, model, data, augment, local, gradient=gradient, round=round, rounds=rounds, seed=seed, client=client,
+        public=public, pull=pull, work=work, attempt=attempt,
+    )  # fmt: skip
+    if not training.done:
+        return FitResult(examples=len(data), steps=0, loss=math.nan, feature_std=math.nan, work=0.0)
+    training.begin()
+    seats.take(training)
+    return training.result()
 
 
 def _views(

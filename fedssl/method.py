@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from fedssl.draws import Source
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part
 
@@ -94,6 +95,17 @@ class MultiCrop(Augment, Protocol):
     """An augmentation that can also draw small crops."""
 
     def local_views(self, x: Any, generator: torch.Generator, count: int) -> Sequence[View]: ...
+
+
+@runtime_checkable
+class JointDraw(Protocol):
+    """An augmentation whose `views` and `local_views` also take the `Streams` of several clients' examples."""
+
+    joint: ClassVar[bool]
+
+    def views(self, x: Any, generator: Source, count: int) -> Sequence[View]: ...
+
+    def local_views(self, x: Any, generator: Source, count: int) -> Sequence[View]: ...
 
 
 class SSLMethod(Protocol):

@@ -54,8 +54,8 @@ class _DeferredBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         for mean, variance in self._pending:
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum or 0.1)
-            self.running_var.lerp_(variance.to(self.running_var), self.momentum or 0.1)
+            for running, seen in ((self.running_mean, mean), (self.running_var, variance)):
+                running.copy_(torch.lerp(running, seen.to(running), self.momentum or 0.1))
             self.num_batches_tracked.add_(1)
         self._pending.clear()
 

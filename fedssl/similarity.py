@@ -44,3 +44,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     on = device != "meta" and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if on else contextlib.nullcontext():
         return a @ b
+
+
+def diagonal(matrix: Tensor) -> Tensor:
+    """Where a square matrix (N, N) has its diagonal, as booleans."""
+    return torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)

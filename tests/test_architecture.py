@@ -19,6 +19,7 @@ LAYERS = (
     },
     {
         "norms",
+        "draws",
         "model",
         "method",
         "clustering",
@@ -46,7 +47,7 @@ LAYERS = (
         "seen",
         "duplicates",
     },
-    {"methods", "wrapper", "decorrelated", "gradient", "client", "workshop", "privacy", "aggregation"},
+    {"methods", "wrapper", "decorrelated", "gradient", "client", "cohort", "workshop", "privacy", "aggregation"},
     {"sections", "job", "setup", "payload", "shards", "rundir", "provenance", "progress"},
     {
         "evaluation",

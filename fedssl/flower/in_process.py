@@ -1,16 +1,18 @@
 """A Flower Grid whose nodes live in this process: no serialisation, no start-up, worker threads.
 
 Flower's own records and apps are used unchanged. Replies are handed out one by one, in the order of the messages, so
-that a strategy can consume and free them; at most `workers + 2` are ever waiting.
+that a strategy can consume and free them; at most `workers + 2` cohorts of them are ever waiting.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import cast
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -19,6 +21,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity  # private: Message() outside a Flower runtime needs it
 
+from fedssl.client import Training
+from fedssl.cohort.choice import Choice
+from fedssl.cohort.seats import Meeting, seat
+from fedssl.cohort.together import train_together
 from fedssl.errors import ProtocolError
 
 
@@ -31,21 +37,86 @@ class _Call:
         self.failure: BaseException | None = None
         self.finished = threading.Event()
 
+    def wait(self) -> None:
+        """Wait for the result; wakes up now and then, or ctrl-C would be lost on some platforms."""
+        while not self.finished.wait(timeout=1.0):
+            pass
+
+
+class _Seats:
+    """The threads of one worker: the first leads, the others sit down with it where several clients train at once."""
+
+    def __init__(self, client_app: ClientApp, choice: Choice) -> None:
+        self._app, self._choice = client_app, choice
+        self._others: list[queue.SimpleQueue[Callable[[], None] | None]] = []
+
+    def run(self, calls: Sequence[_Call]) -> None:
+        """Run these clients' turns, their training as one cohort."""
+        meeting: Meeting[Training] = Meeting(len(calls), self._train)
+        while len(self._others) < len(calls) - 1:
+            self._others.append(queue.SimpleQueue())
+            threading.Thread(target=_serve, args=(self._others[-1],), daemon=True).start()
+        for number, call in enumerate(calls[1:], 1):
+            self._others[number - 1].put(partial(self._turn, meeting, number, call))
+        self._turn(meeting, 0, calls[0])
+        for call in calls:
+            call.wait()
+
+    def close(self) -> None:
+        """Let the threads end."""
+        for other in self._others:
+            other.put(None)
+
+    def _turn(self, meeting: Meeting[Training], number: int, call: _Call) -> None:
+        try:
+            with seat(meeting, number):
+                call.reply = self._app(call.message, call.context)
+        except BaseException as error:  # noqa: BLE001  # handed to the thread that waits for it
+            call.failure = error
+        call.finished.set()
+
+    def _train(self, trainings: Sequence[Training]) -> Sequence[BaseException | None]:
+        began = time.perf_counter()
+        failures = train_together(trainings)
+        self._choice.took(len(trainings), sum(one.done for one in trainings), time.perf_counter() - began)
+        return failures
+
+
+def _serve(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (task := tasks.get()) is not None:
+        task()
+        del task  # an idle thread must not keep its last reply alive
+
 
 class InProcessGrid(Grid):
     """Runs a ClientApp for virtual nodes 1 .. `nodes`; node k serves partition k - 1.
 
-    With `fail_fast` an exception in a client is raised again in the thread that pulls the replies; otherwise it becomes
-    an error reply, as in Flower's own runtimes.
+    Args:
+        client_app: what the nodes run.
+        nodes: their number.
+        workers: threads that train; the result does not depend on it.
+        fail_fast: whether an exception in a client is raised again in the thread that pulls the replies; otherwise it
+            becomes an error reply, as in Flower's own runtimes.
+        choice: how many clients a worker trains at once; one after another unless it says otherwise.
+        examples: how many examples a node's client has; clients with as many as others train with them.
     """
 
-    def __init__(self, client_app: ClientApp, nodes: int, workers: int = 1, fail_fast: bool = True) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        nodes: int,
+        workers: int = 1,
+        fail_fast: bool = True,
+        choice: Choice | None = None,
+        examples: Callable[[int], int] | None = None,
+    ) -> None:
         self._app, self._nodes, self._workers, self._fail_fast = client_app, nodes, workers, fail_fast
+        self._choice, self._examples = choice or Choice(1, nodes), examples
         self._contexts: dict[int, Context] = {}
         self._messages: dict[str, Message] = {}
         self._sent = 0
         self._run: Run | None = None
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._cohorts: queue.SimpleQueue[list[_Call] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> InProcessGrid:
@@ -60,9 +131,9 @@ class InProcessGrid(Grid):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with suppress(queue.Empty):
             while True:  # clients that nobody waits for any more
-                self._calls.get_nowait()
+                self._cohorts.get_nowait()
         for _thread in self._threads:
-            self._calls.put(None)
+            self._cohorts.put(None)
         if kind is None or issubclass(kind, Exception):  # not on ctrl-C: the person should not wait for the clients
             for thread in self._threads:
                 thread.join()
@@ -70,13 +141,11 @@ class InProcessGrid(Grid):
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = self._identity
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            try:
-                call.reply = self._app(call.message, call.context)
-            except BaseException as error:  # noqa: BLE001  # handed to the thread that waits for it
-                call.failure = error
-            call.finished.set()
-            del call  # an idle worker must not keep its last reply alive
+        seats = _Seats(self._app, self._choice)
+        while (calls := self._cohorts.get()) is not None:
+            seats.run(calls)
+            del calls  # an idle worker must not keep its last replies alive
+        seats.close()
 
     def context(self, node: int) -> Context:
         """The context of a node, made when it is first needed: a million idle nodes cost nothing."""
@@ -129,26 +198,32 @@ class InProcessGrid(Grid):
         """Run the clients of these messages on the workers and yield their replies in the order of the ids."""
         if not self._threads:
             raise ProtocolError("this grid has no workers: use it inside `with InProcessGrid(...) as grid:`")
-        waiting: deque[_Call] = deque()
         todo = [self._messages.pop(key) for key in message_ids if key in self._messages]
-        for message in todo:
-            call = _Call(message, self.context(message.metadata.dst_node_id))
-            self._calls.put(call)
-            waiting.append(call)
+        if self._examples is not None:
+            sizes = {id(message): self._examples(message.metadata.dst_node_id) for message in todo}
+            todo.sort(key=lambda message: sizes[id(message)])
+        waiting: deque[list[_Call]] = deque()
+        while todo:
+            size = self._choice.next(len(todo))
+            calls = [_Call(message, self.context(message.metadata.dst_node_id)) for message in todo[:size]]
+            del todo[:size]
+            self._cohorts.put(list(calls))  # the worker's own: below, replies are let go one by one
+            waiting.append(calls)
             if len(waiting) > self._workers + 1:
-                yield self._finish(waiting.popleft())
+                yield from self._finish(waiting.popleft())
         while waiting:
-            yield self._finish(waiting.popleft())
+            yield from self._finish(waiting.popleft())
 
-    def _finish(self, call: _Call) -> Message:
-        # Wakes up now and then: a wait without a limit would swallow ctrl-C on some platforms.
-        while not call.finished.wait(timeout=1.0):
-            pass
-        if call.failure is not None:
-            if self._fail_fast:
+    def _finish(self, calls: list[_Call]) -> Iterator[Message]:
+        while calls:
+            call = calls.pop(0)
+            call.wait()
+            if call.failure is None:
+                yield cast(Message, call.reply)
+            elif self._fail_fast:
                 raise call.failure
-            return Message(Error(code=0, reason=f"{type(call.failure)}:<'{call.failure}'>"), reply_to=call.message)
-        return cast(Message, call.reply)
+            else:
+                yield Message(Error(code=0, reason=f"{type(call.failure)}:<'{call.failure}'>"), reply_to=call.message)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Run the clients of these messages; `timeout` has no meaning in one process."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedssl.errors import ConfigError
 from fedssl.losses._checks import check_embeddings, check_floating, check_negatives, check_pair, check_temperature
-from fedssl.similarity import product, ready_for, unit, wide
+from fedssl.similarity import diagonal, product, ready_for, unit, wide
 
 
 def info_nce(
@@ -98,7 +98,8 @@ def nt_xent(
     b = len(z1)
     ready = ready_for(similarity)
     z = torch.cat([ready(z1), ready(z2)])  # (2B, D)
-    logits = product(z / temperature, z.T).fill_diagonal_(-torch.inf)  # (2B, 2B)
+    logits = product(z / temperature, z.T)  # (2B, 2B)
+    logits = logits.masked_fill(diagonal(logits), -torch.inf)
     if negatives is not None:
         check_negatives(negatives, z1)
         against = product(z / temperature, ready(negatives).T)  # (2B, K)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedssl.losses._checks import check_batch, check_pair, check_temperature
-from fedssl.similarity import product, unit, wide
+from fedssl.similarity import diagonal, product, unit, wide
 
 
 def sigmoid_pair(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
@@ -46,7 +46,7 @@ def sigmoid_pair(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, bias: f
     # softplus(x) is -logsigmoid(-x); torch's softplus is the identity above 20.
     together = -F.logsigmoid(logits.diagonal())
     apart = -F.logsigmoid(-logits)
-    return together + apart.fill_diagonal_(0).sum(1) / len(z1)
+    return together + apart.masked_fill(diagonal(apart), 0).sum(1) / len(z1)
 
 
 def spectral(z1: Tensor, z2: Tensor) -> Tensor:
@@ -79,4 +79,5 @@ def spectral(z1: Tensor, z2: Tensor) -> Tensor:
     check_pair("z1", z1, "z2", z2)
     check_batch(z1, "products of different examples")
     products = product(wide(z1), wide(z2).T)  # (B, B)
-    return products.square().fill_diagonal_(0).sum(1) / (len(z1) - 1) - 2 * products.diagonal()
+    apart = products.square().masked_fill(diagonal(products), 0)
+    return apart.sum(1) / (len(z1) - 1) - 2 * products.diagonal()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedssl.errors import ConfigError
 from fedssl.losses._checks import check_batch, check_embeddings, check_pair
-from fedssl.similarity import product, wide
+from fedssl.similarity import diagonal, product, wide
 
 
 class VICRegTerms(NamedTuple):
@@ -120,4 +120,4 @@ def decorrelation(z: Tensor) -> Tensor:
     variance = centred.square().sum(0) / max(n - 1, 1)  # (D,); 0 and not nan for one example
     standard = centred / (variance + 1e-8).sqrt()
     matrix = product(standard.T, standard)  # (D, D)
-    return matrix.fill_diagonal_(0).square().sum() / (max(d * (d - 1), 1) * n)
+    return matrix.masked_fill(diagonal(matrix), 0).square().sum() / (max(d * (d - 1), 1) * n)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedssl.draws import Source, normal, uniform
 from fedssl.errors import ConfigError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's conversion to grey
@@ -51,6 +52,7 @@ class ImageViews:
     """
 
     modality: ClassVar[str] = "images"
+    joint: ClassVar[bool] = True
     reads: ClassVar[str] = "float images in [0, 1], shape (batch, channels, height, width)"
     crop: tuple[float, ...] = (0.2, 1.0)
     aspect: tuple[float, ...] = (0.75, 1.3333)
@@ -98,7 +100,7 @@ class ImageViews:
         """How many channels the images have: 1 grey, 3 colour."""
         return len(self.mean)
 
-    def views(self, x: Tensor, generator: torch.Generator, count: int) -> list[Tensor]:
+    def views(self, x: Tensor, generator: Source, count: int) -> list[Tensor]:
         """Draws `count` independent views of every image.
 
         View i depends on image i and the generator only, and `x` is left as it is.
@@ -113,7 +115,7 @@ class ImageViews:
         """
         return [self._view(x, generator) for _ in range(count)]
 
-    def local_views(self, x: Tensor, generator: torch.Generator, count: int) -> list[Tensor]:
+    def local_views(self, x: Tensor, generator: Source, count: int) -> list[Tensor]:
         """Draws `count` views of small crops at a lower resolution (multi-crop, Caron et al. 2020, arXiv:2006.09882).
 
         Returns:
@@ -137,7 +139,7 @@ class ImageViews:
         mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
 
-    def _view(self, x: Tensor, generator: torch.Generator, sides: Sequence[int] | None = None) -> Tensor:
+    def _view(self, x: Tensor, generator: Source, sides: Sequence[int] | None = None) -> Tensor:
         if self._warps() or sides:
             x = warp(x, self._affine(x, generator), self.padding, sides)
         if self._colours():
@@ -145,8 +147,7 @@ class ImageViews:
         if self.blur > 0:
             x = self._blurred(x, generator)
         if self.noise > 0:
-            noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
-            x = x + self.noise * noise.to(x.device)
+            x = x + self.noise * normal(x.shape, 0, generator, x)
         return self.plain(x)
 
     def _warps(self) -> bool:
@@ -159,25 +160,25 @@ class ImageViews:
             return self.jitter > 0 and jitters
         return self.grey > 0 or (self.jitter > 0 and (jitters or self.saturation > 0 or self.hue > 0))
 
-    def _affine(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _affine(self, x: Tensor, generator: Source) -> Tensor:
         """(B, 2, 3) from output to input coordinates in [-1, 1]: flip, scale to the crop, rotate, move to its place."""
         count, aspect = x.shape[0], x.shape[3] / x.shape[2]
-        u = _uniform((7, count), generator, x)
+        u = uniform((7, count), 1, generator, x)
         area = _between(u[0], *self.crop)
         ratio = torch.exp(_between(u[1], math.log(self.aspect[0]), math.log(self.aspect[1])) / 2)
         width, height = (area.sqrt() * ratio).clamp(max=1), (area.sqrt() / ratio).clamp(max=1)
         along = (2 * u[2] - 1) * (1 - width) + self.translate * 2 * (2 * u[4] - 1)
         down = (2 * u[3] - 1) * (1 - height) + self.translate * 2 * (2 * u[5] - 1)
-        angle = (2 * _uniform((count,), generator, x) - 1) * math.radians(self.rotation)
+        angle = (2 * uniform((count,), 0, generator, x) - 1) * math.radians(self.rotation)
         cos, sin = angle.cos(), angle.sin()
         mirrored = torch.where(u[6] < self.flip, -width, width)
         rows = (cos * mirrored, -sin * height / aspect, along, sin * mirrored * aspect, cos * height, down)
         return torch.stack(rows, 1).view(count, 2, 3)
 
-    def _recolour(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _recolour(self, x: Tensor, generator: Source) -> Tensor:
         """x' = A x + offset, clipped to [0, 1]; A is (B, C, C)."""
         count, channels = x.shape[:2]
-        u = _uniform((6, count), generator, x)
+        u = uniform((6, count), 1, generator, x)
         on = u[0] < self.jitter
         one = torch.ones_like(u[0])
         bright = torch.where(on, _factor(u[1], self.brightness), one)
@@ -199,9 +200,9 @@ class ImageViews:
         flat = torch.baddbmm(offset.view(count, 1, 1), colour, x.flatten(2))
         return flat.clamp_(0, 1).view(x.shape)
 
-    def _blurred(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _blurred(self, x: Tensor, generator: Source) -> Tensor:
         """Separable Gaussian whose kernel spans a tenth of the side, as in SimCLR; the others pass unchanged."""
-        u = _uniform((2, x.shape[0]), generator, x)
+        u = uniform((2, x.shape[0]), 1, generator, x)
         sigma = _between(u[1], *self.blur_sigma)
         radius = max(1, min(x.shape[2:]) // 20)
         taps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
@@ -239,11 +240,6 @@ def _hue_matrix(turn: Tensor) -> Tensor:
     to_yiq = torch.tensor(TO_YIQ, dtype=torch.float64)
     from_yiq: Tensor = torch.linalg.inv(to_yiq).to(turn)
     return from_yiq.matmul(torch.stack(rows, 1).view(-1, 3, 3)).matmul(to_yiq.to(turn))
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    drawn = torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype)
-    return drawn.to(like.device)
 
 
 def _between(u: Tensor, low: float, high: float) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedssl.draws import Source, normal, uniform
 from fedssl.errors import ConfigError
 
 NORMALISE = ("constants", "each")
@@ -56,6 +57,7 @@ class TimeSeriesViews:
     """
 
     modality: ClassVar[str] = "timeseries"
+    joint: ClassVar[bool] = True
     reads: ClassVar[str] = "float signals in the units of the data, shape (batch, channels, steps)"
     rotation: float = 0.0
     normalise: str = "each"
@@ -98,7 +100,7 @@ class TimeSeriesViews:
                 "or one for all, and as many standard deviations above 0."
             )
 
-    def views(self, x: Tensor, generator: torch.Generator, count: int) -> list[Tensor]:
+    def views(self, x: Tensor, generator: Source, count: int) -> list[Tensor]:
         """Draws `count` independent views of every series.
 
         View i depends on series i and the generator only, and `x` is left as it is.
@@ -113,7 +115,7 @@ class TimeSeriesViews:
         """
         return [self._view(x, generator, x.shape[2]) for _ in range(count)]
 
-    def local_views(self, x: Tensor, generator: torch.Generator, count: int) -> list[Tensor]:
+    def local_views(self, x: Tensor, generator: Source, count: int) -> list[Tensor]:
         """Draws `count` views of short windows at a lower resolution (multi-crop, Caron et al. 2020, arXiv:2006.09882).
 
         Returns:
@@ -139,13 +141,13 @@ class TimeSeriesViews:
         mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
 
-    def _view(self, x: Tensor, generator: torch.Generator, length: int) -> Tensor:
+    def _view(self, x: Tensor, generator: Source, length: int) -> Tensor:
         """(B, C, length)."""
         if self.rotation > 0:
             x = self._turned(x, generator)
         x = self.plain(x)
         if self.flip > 0:
-            x = torch.where(_uniform((*x.shape[:2], 1), generator, x) < self.flip, -x, x)
+            x = torch.where(uniform((*x.shape[:2], 1), 0, generator, x) < self.flip, -x, x)
         if self.permutation > 0:
             x = self._shuffled(x, generator)
         if self.crop[0] < 1 or self.warp > 0 or length != x.shape[2]:
@@ -153,28 +155,28 @@ class TimeSeriesViews:
         if self.frequency_mask > 0:
             x = self._without_band(x, generator)
         if self.scaling > 0:
-            x = x * (1 + self.scaling * _normal((*x.shape[:2], 1), generator, x))
+            x = x * (1 + self.scaling * normal((*x.shape[:2], 1), 0, generator, x))
         if self.jitter > 0:
-            x = x + self.jitter * _normal(tuple(x.shape), generator, x)
+            x = x + self.jitter * normal(x.shape, 0, generator, x)
         if self.time_mask > 0:
             x = x.masked_fill(_span(x.shape[2], self.time_mask, generator, x).unsqueeze(1), 0.0)
         return x
 
-    def _turned(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _turned(self, x: Tensor, generator: Source) -> Tensor:
         count, channels, steps = x.shape
         if channels % 3:
             raise ConfigError(
                 f"augment.rotation turns channels in threes (x, y, z), but the series have {channels}; "
                 "set it to 0 for this data."
             )
-        angle = (2 * _uniform((count,), generator, x) - 1) * math.radians(self.rotation)
-        turn = rotations(_normal((count, 3), generator, x), angle)  # (B, 3, 3)
+        angle = (2 * uniform((count,), 0, generator, x) - 1) * math.radians(self.rotation)
+        turn = rotations(normal((count, 3), 0, generator, x), angle)  # (B, 3, 3)
         triples = x.reshape(count, channels // 3, 3, steps)
         return (turn.unsqueeze(1) @ triples).view(x.shape)
 
-    def _shuffled(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _shuffled(self, x: Tensor, generator: Source) -> Tensor:
         count, _, steps = x.shape
-        u = _uniform((2 * self.segments + 1, count, 1), generator, x)
+        u = uniform((2 * self.segments + 1, count, 1), 1, generator, x)
         pieces = 2 + (u[0] * (self.segments - 1)).floor()  # (B, 1) 2 .. segments
         cuts = 1 + (u[1 : self.segments] * (steps - 1)).floor()  # (segments - 1, B, 1) in 1 .. T - 1; equal ones may be
         used = torch.arange(1, self.segments, device=x.device).view(-1, 1, 1) < pieces
@@ -184,21 +186,21 @@ class TimeSeriesViews:
         order = torch.where(u[-1] < self.permutation, place.argsort(dim=1, stable=True), time)
         return x.gather(2, order.unsqueeze(1).expand(x.shape))
 
-    def _times(self, x: Tensor, generator: torch.Generator, length: int) -> Tensor:
+    def _times(self, x: Tensor, generator: Source, length: int) -> Tensor:
         """(B, length) increasing times within [0, T - 1] at which a view looks."""
         last, steps = x.shape[2] - 1, max(1, length - 1)
-        u = _uniform((2, x.shape[0], 1), generator, x)
+        u = uniform((2, x.shape[0], 1), 1, generator, x)
         path = torch.arange(length, device=x.device, dtype=x.dtype) / steps  # 0 .. 1
         if self.warp > 0:
             knots = torch.linspace(0, 1, _KNOTS, device=x.device, dtype=x.dtype).unsqueeze(1)
             hats = (1 - (path - knots).abs() * (_KNOTS - 1)).clamp(min=0)  # (knots, length), a column adds up to 1
-            speed = (self.warp * _normal((x.shape[0], _KNOTS), generator, x) @ hats).exp()  # (B, length)
+            speed = (self.warp * normal((x.shape[0], _KNOTS), 0, generator, x) @ hats).exp()  # (B, length)
             walked = ((speed[:, 1:] + speed[:, :-1]) / 2).cumsum(1)
             path = torch.cat((torch.zeros_like(u[0]), walked / walked[:, -1:]), 1) if length > 1 else path
         width = (self.crop[0] + (self.crop[1] - self.crop[0]) * u[0]) * last
         return (u[1] * (last - width) + width * path).clamp(0, last)
 
-    def _without_band(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _without_band(self, x: Tensor, generator: Source) -> Tensor:
         spectrum = torch.fft.rfft(x, dim=2)  # (B, C, T // 2 + 1); the first is the sum
         band = _span(spectrum.shape[2] - 1, self.frequency_mask, generator, x)
         band = torch.cat((torch.zeros_like(band[:, :1]), band), 1)
@@ -242,21 +244,13 @@ class Statistics(nn.Module):
         return torch.cat((moments, bands), 2).flatten(1)
 
 
-def _span(length: int, share: float, generator: torch.Generator, like: Tensor) -> Tensor:
+def _span(length: int, share: float, generator: Source, like: Tensor) -> Tensor:
     """(B, length) bool: one run of true in each row, its length uniform in 0 .. share * length, its place uniform."""
-    u = _uniform((2, like.shape[0], 1), generator, like)
+    u = uniform((2, like.shape[0], 1), 1, generator, like)
     width = (u[0] * (int(share * length) + 1)).floor()
     start = (u[1] * (length - width + 1)).floor()
     place = torch.arange(length, device=like.device)
     return (place >= start) & (place < start + width)
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
-
-
-def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    return torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
 
 
 def _within(name: str, value: float, high: float, why: str) -> None:

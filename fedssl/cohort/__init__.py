@@ -1,0 +1,1 @@
+"""Several clients of one process trained at once, as one batch of models."""
