@@ -1,0 +1,303 @@
+"""Several clients trained at once are the clients trained one by one, within rounding, for every method."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same, execute, final_arrays, tiny
+from test_laws import interrupted
+from test_methods import CASES
+
+from fedssl import config
+from fedssl.client import FitResult, Pull, Training
+from fedssl.cohort import together
+from fedssl.cohort.choice import Choice
+from fedssl.cohort.seats import Meeting, seat, take
+from fedssl.config import Plan
+from fedssl.errors import ConfigError
+from fedssl.gradient import PlainGradient
+from fedssl.job import Job
+from fedssl.modalities.pairs import Pair
+from fedssl.model import tensors
+from fedssl.setup import build_model, data_of, public_of
+from fedssl.shards import shard_of
+
+CPU = torch.device("cpu")
+# Plain descent: adaptive steps turn the rounding of a gradient that is zero into a whole step.
+PLAIN = ("local.optimizer=sgd", "local.momentum=0", "local.lr=0.05", "local.epochs=2")
+UNEQUAL = ("partition=dirichlet", "partition.alpha=0.5", "partition.min_size=3", "federation.clients=6")
+Compose = Callable[..., Plan]
+
+
+def job_of(method: str, *overrides: str, modality: str = "images") -> Job:
+    split = () if any(o.startswith("partition=") for o in overrides) else UNEQUAL
+    options = tiny(f"method={method}", *PLAIN, *split, *overrides, modality=modality)
+    unused = ("partition.alpha=1.0", "encoder.dim=8" if "encoder=resnet18" in overrides else "")
+    return config.compose([o for o in options if o not in unused]).job
+
+
+class Precise:
+    """Examples in float64, where what is not a mistake is small."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, index: torch.Tensor) -> Any:
+        return doubled(self.data.batch(index))
+
+
+def doubled(examples: Any) -> Any:
+    """A tensor in float64, or both sides of a pair."""
+    if isinstance(examples, Pair):
+        return Pair(*(None if side is None else doubled(side) for side in (examples.first, examples.second)))
+    return examples.double()
+
+
+def trainings(job: Job, precise: bool = True, **options: Any) -> list[Training]:
+    """All clients of a job, ready for the first step of round 1."""
+    found = []
+    for client in range(job.federation.clients):
+        shard = shard_of(job, client, CPU)
+        model = build_model(job, data_of(job, CPU).train.shape, len(shard), client)
+        public = public_of(job, CPU) if job.method.reads_public else None
+        if precise:
+            model, shard = model.double(), Precise(shard)
+            public = Precise(public) if public is not None else None
+        training = Training(
+            job.method, model, shard, job.data.augment, job.local, gradient=PlainGradient(),
+            round=1, rounds=2, seed=job.seed, client=client, public=public, **options,
+        )  # fmt: skip
+        if job.tree["strategy"].get("proximal"):
+            training.pull = Pull.towards_now(5.0, training.trainable)
+        training.begin()
+        found.append(training)
+    return found
+
+
+def both_ways(job: Job, precise: bool = True, **options: Any) -> tuple[list[Training], list[Training]]:
+    """The clients trained one by one, and at once."""
+    alone, at_once = trainings(job, precise, **options), trainings(job, precise, **options)
+    for one in alone:
+        one.run()
+    assert together.train_together(at_once) == [None] * len(at_once)
+    return alone, at_once
+
+
+def assert_close(alone: Sequence[Training], at_once: Sequence[Training], tolerance: float = 1e-6) -> None:
+    for one, other in zip(alone, at_once, strict=True):
+        mine = dict(tensors(other.model))
+        for name, value in tensors(one.model):
+            assert value.shape == mine[name].shape
+            torch.testing.assert_close(
+                mine[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+        a, b = one.result(), other.result()
+        assert (a.examples, a.steps, a.work) == (b.examples, b.steps, b.work)
+        assert flat(b) == pytest.approx(flat(a), rel=0.02, abs=2e-3, nan_ok=True)
+
+
+def flat(result: FitResult) -> dict[str, float]:
+    return {**result.measures, **result.movement, "loss": result.loss, "feature_std": result.feature_std}
+
+
+@pytest.fixture
+def none_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is trained alone is a failure."""
+
+    def alone(training: Training, first: object = None) -> None:
+        raise AssertionError(f"client {training.client} was trained alone")
+
+    monkeypatch.setattr(together, "_alone", alone)
+
+
+@pytest.mark.usefixtures("none_alone")
+@pytest.mark.parametrize(("name", "modality"), [case for case in CASES if case[1] != "graphs"])
+def test_every_method_gives_the_same_clients(name: str, modality: str) -> None:
+    """Teachers, queues, banks and centres included; clients differ in size, so in batches, steps and learning rates."""
+    job = job_of(name, modality=modality)
+    sizes = {len(shard_of(job, client, CPU)) for client in range(6)}
+    assert len(sizes) > 2
+    if any(part.sized for part in job.method.parts):
+        job = job_of(name, "partition=iid", "federation.clients=4", modality=modality)
+    assert_close(*both_ways(job))
+
+
+@pytest.mark.usefixtures("none_alone")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("local.momentum=0.9", "local.weight_decay=0.1"),
+        ("local.clip_norm=0.05",),
+        ("local.optimizer=adamw", "local.lr=0.001", "method.norm=layer"),
+        ("encoder.norm=batch",),
+        ("local.decorrelation=0.5",),
+        ("strategy=fedprox",),
+        ("encoder=resnet18", "encoder.width=4"),
+        ("data.augment.blur=0.5", "data.augment.noise=0.1", "data.augment.rotation=20"),
+        ("partition=feature_shift",),
+    ],
+    ids=lambda options: options[0],
+)
+def test_what_surrounds_a_step_is_each_clients_own(options: tuple[str, ...]) -> None:
+    assert_close(*both_ways(job_of("byol", *options)))
+
+
+@pytest.mark.usefixtures("none_alone")
+def test_a_client_that_stops_early_stops_early() -> None:
+    alone, at_once = both_ways(job_of("simclr"), work=0.6)
+    assert len({one.done for one in at_once}) > 1
+    assert any(one.done < one.steps for one in at_once)
+    assert_close(alone, at_once)
+
+
+@pytest.mark.usefixtures("none_alone")
+def test_half_precision_trains_at_once() -> None:
+    alone, at_once = both_ways(job_of("simsiam", "local.precision=bf16"), precise=False)
+    for one, other in zip(alone, at_once, strict=True):
+        assert other.result().loss == pytest.approx(one.result().loss, abs=0.05)
+
+
+def test_a_lone_mistake_in_the_order_would_be_seen() -> None:
+    """The comparison is sharp: clients that have changed places are far apart."""
+    alone, at_once = both_ways(job_of("simclr", "partition=iid", "federation.clients=4"))
+    with pytest.raises(AssertionError):
+        assert_close(alone, at_once[::-1])
+
+
+def test_a_loss_that_cannot_be_found_at_once_is_found_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of("byol")
+    genuine = type(job.method).loss
+
+    def reads_a_number(self: Any, model: Any, batch: Any, step: Any) -> Any:
+        return genuine(self, model, batch, step) if batch.views[0].mean().item() < 1e9 else None
+
+    monkeypatch.setattr(type(job.method), "loss", reads_a_number)
+    alone, at_once = both_ways(job)
+    for one, other in zip(alone, at_once, strict=True):
+        for (_, a), (_, b) in zip(tensors(one.model), tensors(other.model), strict=True):
+            assert torch.equal(a, b), "trained by the same code on the same numbers"
+
+
+def test_graphs_train_one_by_one() -> None:
+    alone, at_once = both_ways(job_of("simclr", modality="graphs"), precise=False)
+    assert_close(alone, at_once, tolerance=0)
+
+
+def test_one_client_that_cannot_train_does_not_stop_the_others() -> None:
+    """A single example has no batch statistics."""
+    some = trainings(job_of("byol", "partition=iid", "federation.clients=4"))
+    lone = some[2]
+    lone.batches = [index[:1] for index in lone.batches]
+    failures = together.train_together(some)
+    assert isinstance(failures[2], ConfigError)
+    assert failures[:2] + failures[3:] == [None] * 3
+    assert all(math.isfinite(some[k].result().loss) for k in (0, 1, 3))
+
+
+def test_seats_wait_for_those_who_come_and_for_nobody_else() -> None:
+    seen: list[list[int]] = []
+
+    class Client:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def run(self) -> None:
+            raise AssertionError("it has a seat")
+
+    def train(there: Sequence[Client]) -> list[BaseException | None]:
+        seen.append([client.number for client in there])
+        return [KeyError(client.number) if client.number == 3 else None for client in there]
+
+    meeting: Meeting[Client] = Meeting(4, train)
+    raised: list[BaseException] = []
+
+    def one(number: int) -> None:
+        try:
+            with seat(meeting, number):
+                if number == 1:
+                    raise ValueError("it fails before it trains")
+                take(Client(number))
+        except (KeyError, ValueError) as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in (2, 0, 3, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert seen == [[0, 2, 3]], "in the order of the seats"
+    assert sorted(type(error).__name__ for error in raised) == ["KeyError", "ValueError"]
+
+
+def test_the_fastest_size_is_chosen_by_what_was_measured() -> None:
+    found: list[int] = []
+    choice = Choice(None, 100, lambda size, seconds: found.append(size))
+    cost = {32: 0.5, 8: 0.2, 1: 1.0}
+    for _ in range(2):
+        for size in (32, 8, 1):
+            assert choice.next(100) == size
+    assert choice.next(100) == 1, "nothing is known yet"
+    for size in (32, 8, 1, 1):
+        choice.took(size, 10, 10 * cost[size])
+    choice.took(32, 10, 5.0)
+    assert not found
+    choice.took(8, 0, 9.0)  # no step, no measurement
+    choice.took(8, 10, 4.0)  # slower than its first turn: the better one counts
+    assert found == [8]
+    assert (choice.next(100), choice.next(3)) == (8, 3)
+    few = Choice(None, 5)
+    assert [few.next(5), few.next(4)] == [1, 1], "no cohort is larger than the federation"
+
+
+RUN = ("engine.cohort=3", "federation.clients=7", "partition=dirichlet", "partition.min_size=4", "data.train=90")
+
+
+def test_a_run_in_cohorts_is_the_same_with_any_workers_and_close_to_one_by_one(plan: Compose) -> None:
+    method = (
+        "method=byol",
+        "method.norm=layer",
+        "strategy.share.teacher=local",
+        "local.optimizer=sgd",
+        "local.lr=0.01",
+    )
+    one = execute(plan(*RUN, *method, "engine.workers=1", name="one"))
+    two = execute(plan(*RUN, *method, "engine.workers=2", name="two"))
+    assert_same(final_arrays(one), final_arrays(two))
+    alone = execute(plan(*RUN[1:], *method, name="alone"))
+    for key, value in final_arrays(alone).items():
+        assert np.linalg.norm(final_arrays(one)[key] - value) <= 0.01 * np.linalg.norm(value) + 1e-4, key
+    assert [row["client"] for row in one.rows("clients.jsonl")] == [
+        row["client"] for row in alone.rows("clients.jsonl")
+    ]
+
+
+def test_a_run_in_cohorts_resumes_to_the_same_bits(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*RUN, "method=moco", "method.queue=16", "federation.rounds=3")
+    straight = execute(plan(*options, name="straight"))
+    interrupted(plan(*options, name="broken"), 1, monkeypatch)
+    assert_same(final_arrays(straight), final_arrays(execute(plan(*options, name="broken"))))
+
+
+def test_auto_keeps_to_what_it_found(plan: Compose) -> None:
+    options = ("engine.cohort=auto", "federation.clients=9", "partition=iid", "federation.rounds=3", "data.train=90")
+    rundir = execute(plan(*options))
+    found = (rundir.path / "cohort.json").read_text()
+    assert '"8"' in found
+    assert '"32"' not in found, "there are only nine clients"
+    execute(plan(*options, "federation.rounds=3"))
+    assert (rundir.path / "cohort.json").read_text() == found
+
+
+@pytest.mark.parametrize("size", ["0", "-3", "many"])
+def test_sizes_that_make_no_sense_are_refused(size: str, plan: Compose) -> None:
+    with pytest.raises(ConfigError, match="give 1 client or more, or auto"):
+        plan(f"engine.cohort={size}").build_engine()
