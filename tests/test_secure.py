@@ -26,8 +26,8 @@ from fedssl.parts import Arrays
 from fedssl.privacy.clients.secure import Secure
 from fedssl.privacy.clients.secure_dp import SecureDP
 from fedssl.privacy.release import gaussian_epsilon
-from fedssl.privacy.secagg import accounting
 from fedssl.privacy.secagg.hidden import VECTOR, Hidden
+from fedssl.privacy.secagg.noise import accounting
 
 Compose = Callable[..., Plan]
 CLIENTS = 5
@@ -144,7 +144,9 @@ def test_once_the_vector_is_sent_no_secret_of_its_own_is_left() -> None:
     secret = [devices.secrets[0][key] for key in ("sealing_seed", "masking_seed", "own_seed")]
     devices.send(changes(MODEL)[0], session.told(0), 0)
     held = devices.secrets[0]
-    assert {key.partition(".")[0] for key in held} == {"at", "name", "threshold", "held"}
+    assert {key.partition(".")[0] for key in held} == {
+        *("at", "name", "threshold", "colluders", "ring", "reach", "shares", "held"),
+    }
     assert not any(isinstance(v, bytes) and isinstance(s, bytes) and s in v for v in held.values() for s in secret)
 
 

@@ -15,11 +15,11 @@ from fedssl.aggregation.base import Planned, Sender
 from fedssl.errors import ConfigError
 from fedssl.privacy.clients.secure import rounding
 from fedssl.privacy.ledger import Entry
-from fedssl.privacy.secagg import accounting
 from fedssl.privacy.secagg.chacha import Stream
 from fedssl.privacy.secagg.fixed_point import FixedPoint
 from fedssl.privacy.secagg.hidden import Hidden
-from fedssl.privacy.secagg.noisy import Noisy
+from fedssl.privacy.secagg.noise import accounting
+from fedssl.privacy.secagg.noise.noisy import Noisy
 from fedssl.privacy.statement import Declared
 
 _CLOSE = 1e-5  # of delta: how far the noise may be from a Gaussian, by which it is accounted for
