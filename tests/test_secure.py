@@ -179,6 +179,7 @@ def test_the_threshold_is_more_than_half(clients: int, share: float) -> None:
 def test_wrong_options_are_refused() -> None:
     for make, word in (
         (lambda: Secure(threshold=0.5), "two halves of the clients"),
+        (lambda: Secure(colluding=0.5), "half of the clients"),
         (lambda: Secure(bits=16), "use 32 or 64"),
         (lambda: Secure(limit=0.0), "lets nothing through"),
         (lambda: SecureDP(clip=0.0), "bounds no update"),
@@ -222,6 +223,7 @@ def test_the_seed_repeats_the_noise_and_the_system_does_not() -> None:
 # Runs
 
 SGD = ("method=byol", "local.optimizer=sgd", "local.lr=0.01")
+NOISY = ("method=byol", "aggregation=secure_dp", "encoder.norm=group", "method.norm=layer")
 
 
 def test_it_is_the_uniform_mean_up_to_a_step_and_the_server_sees_noise(
@@ -300,16 +302,90 @@ def test_a_client_that_fails_is_recovered_and_secrets_end_with_the_round(
     arrays = final_arrays(secure)
     for key, value in uniform.items():
         np.testing.assert_allclose(arrays[key], value, rtol=1e-6, atol=Secure().grid(4, 1).step, err_msg=key)
-    with pytest.raises(ProtocolError, match="3 clients sent their masked vectors and the threshold .* is 4"):
-        execute(plan(*common, "aggregation=secure", "aggregation.threshold=1.0", name="strict"))
+
+
+@pytest.fixture
+def gone(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], list[Arrays]]:
+    """Lets clients 1 and 3 fail at a step of a round; gives the model after each round."""
+    from fedssl.flower import client_app, turns
+
+    def fail(at: int, step: str) -> list[Arrays]:
+        rounds: list[int] = []
+        models: list[Arrays] = []
+        begin, answer, fit, add = Server.open, Hidden.answer, client_app.fit, turns.History.add
+
+        def opening(self: Server, asked: Any, at: int, attempt: int, clients: Any) -> bool:
+            rounds.append(at)
+            return begin(self, asked, at, attempt, clients)
+
+        def here(client: int, now: str) -> None:
+            if client in (1, 3) and rounds[-1] == at and now == step:
+                raise RuntimeError("the battery is empty")
+
+        def answering(self: Hidden, question: Told, secrets: Told, client: int) -> Any:
+            here(client, str(question["step"]))
+            return answer(self, question, secrets, client)
+
+        def fitting(*args: Any, **kwargs: Any) -> Any:
+            here(kwargs["client"], "train")
+            return fit(*args, **kwargs)
+
+        def adding(self: Any, at: int, arrays: Arrays, limit: int) -> None:
+            models.append(dict(arrays))
+            add(self, at, arrays, limit)
+
+        monkeypatch.setattr(Server, "open", opening)
+        monkeypatch.setattr(Hidden, "answer", answering)
+        monkeypatch.setattr(client_app, "fit", fitting)
+        monkeypatch.setattr(turns.History, "add", adding)
+        return models
+
+    return fail
+
+
+FIVE = (*SGD, "federation.clients=5", "federation.rounds=3", "federation.tolerate=2")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_too_few_survivors_skip_the_round(step: str, plan: Compose, gone: Callable[..., list[Arrays]]) -> None:
+    models = gone(2, step)
+    run = execute(plan(*FIVE, "aggregation=secure"))
+    first, second, third = run.rows()
+    assert second["skipped"]
+    assert "3 clients" in second["reason"]
+    assert "the threshold of secure aggregation is 4, so the sum stays hidden" in second["reason"]
+    assert not {"skipped", "reason"} & (first.keys() | third.keys())
+    came, failed = {"advertise": (0, 2), "share": (0, 2), "train": (3, 2), "reveal": (5, 0)}[step]
+    assert (second["clients"], second["failures"]) == (came, failed)
+    assert (second["bytes_down"] > 0) == (came > 0), "nobody trains once it is known that too few are there"
+    assert_same(models[0], models[1])
+    assert any((models[1][key] != models[2][key]).any() for key in models[1])
+
+
+def test_more_failures_than_are_tolerated_end_the_run_all_the_same(
+    plan: Compose, gone: Callable[..., list[Arrays]]
+) -> None:
+    gone(2, "share")
+    with pytest.raises(ProtocolError, match=r"the battery is empty.*federation.tolerate=1 ends the run"):
+        execute(plan(*FIVE, "federation.tolerate=1", "aggregation=secure", "aggregation.threshold=0.9"))
+
+
+def test_a_skipped_round_may_end_the_run(plan: Compose, gone: Callable[..., list[Arrays]]) -> None:
+    gone(1, "train")
+    with pytest.raises(ProtocolError, match="round 1 ends the run by federation.below_quorum=end: 3 clients sent"):
+        execute(plan(*FIVE, "federation.below_quorum=end", "aggregation=secure"))
+
+
+def test_a_skipped_round_is_paid_for(plan: Compose, gone: Callable[..., list[Arrays]]) -> None:
+    gone(2, "reveal")
+    run = execute(plan(*NOISY, *FIVE[1:], "evaluate.every=1"))
+    assert [row.get("skipped", False) for row in run.rows()] == [False, True, False]
+    assert [row["epsilon"] for row in run.rows()] == [gaussian_epsilon(1.0, at, 1e-5) for at in (1, 2, 3)]
 
 
 def test_a_change_beyond_the_limit_ends_the_run(plan: Compose) -> None:
     with pytest.raises(ProtocolError, match=r"larger than aggregation.limit=1e-06"):
         execute(plan(*SGD, "aggregation=secure", "aggregation.limit=1e-6"))
-
-
-NOISY = ("method=byol", "aggregation=secure_dp", "encoder.norm=group", "method.norm=layer")
 
 
 def test_noise_in_a_run_and_its_epsilon(plan: Compose) -> None:

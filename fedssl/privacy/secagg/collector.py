@@ -47,6 +47,7 @@ def deliver(graph: Graph, sent: Mapping[int, Mapping[int, bytes]]) -> dict[int, 
     """The letters for each client that has sent its own, by recipient and sender.
 
     Raises:
+        TooFewError: a client has fewer letters than it takes to recover a secret.
         ProtocolError: a client left a neighbour out.
     """
     out: dict[int, dict[int, bytes]] = {client: {} for client in sent}
@@ -59,6 +60,12 @@ def deliver(graph: Graph, sent: Mapping[int, Mapping[int, bytes]]) -> dict[int, 
             )
         for to in neighbours:
             out[to][sender] = letters[to]
+    fewest = min((len(letters) + 1 for letters in out.values()), default=0)
+    if fewest < graph.shares:
+        raise TooFewError(
+            f"a client and its neighbours that shared their secrets are {fewest} and {graph.shares} are needed, so "
+            "nobody sends a vector: let more clients take part"
+        )
     return out
 
 
