@@ -16,7 +16,7 @@ from fedssl.errors import ConfigError, ProtocolError
 from fedssl.privacy.secagg import collector, keys, participant, shamir
 from fedssl.privacy.secagg.chacha import Stream
 from fedssl.privacy.secagg.fixed_point import FixedPoint
-from fedssl.privacy.secagg.noise import accounting, discrete_gaussian
+from fedssl.privacy.secagg.noise import discrete_gaussian
 from fedssl.privacy.secagg.noise.noisy import Noisy
 from fedssl.privacy.secagg.participant import Holding, Reveal, Session, Shared
 from fedssl.privacy.secagg.simulate import STAGES, aggregate
@@ -286,34 +286,6 @@ def test_the_norm_is_inflated_for_rounding_and_kept(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(discrete_gaussian, "draw", lambda deviation, count, stream: np.zeros(count, np.int64))
     sent = [np.linalg.norm(grid.total(noisy.encode(half, Stream.of(seed)))) for seed in range(1000)]
     assert max(first) > noisy.norm >= max(sent)
-
-
-def test_epsilon_of_rounds() -> None:
-    # A Gaussian of multiplier 1 is 1/2-concentrated: at delta 1e-5 its exact epsilon is 4.38, this bound a little more.
-    assert accounting.concentrated(1000.0, 1000, 1, 10) == 0.5
-    assert 4.377 < accounting.epsilon(0.5, 1e-5) < 4.8
-    assert accounting.concentrated(1000.0, 1000, 4, 10) == pytest.approx(0.125)
-    assert accounting.concentrated(3.0, 1, 10, 10**4) > 1.1 * 9 / 10 / 2  # deviations of one step cost more
-    assert accounting.epsilon(10 * 0.05, 1e-5) == accounting.epsilon(0.5, 1e-5)
-    assert accounting.concentrated(1.0, 0, 5, 3) == math.inf == accounting.epsilon(math.inf, 1e-5)
-    assert accounting.epsilon(0.0, 1e-5) == 0.0
-    with pytest.raises(ConfigError, match="have no epsilon"):
-        accounting.epsilon(0.5, 0.0)
-
-
-def test_the_distance_of_discrete_noise_to_a_rounded_gaussian() -> None:
-    s = 6.0
-    z = np.arange(-90, 91)
-    discrete = np.exp(-(z**2) / (2 * s * s))
-    discrete /= discrete.sum()
-    fine = np.linspace(-1, 1, 2001)
-    triangle = 1 - np.abs(fine)
-    density = np.exp(-((z[:, None] + fine) ** 2) / (2 * s * s)) / (s * math.sqrt(2 * math.pi))
-    rounded = np.trapezoid(density * triangle, fine, axis=1)
-    divergence = float((rounded * np.log(rounded / discrete)).sum())
-    assert divergence == pytest.approx(1 / (144 * s**4), rel=0.05)
-    distance = float(np.abs(rounded - discrete).sum() / 2)
-    assert distance <= accounting.distance_to_gaussian(s, 1) == pytest.approx(math.sqrt(divergence / 2), rel=0.05)
 
 
 def test_noise_that_makes_no_sense_is_refused() -> None:

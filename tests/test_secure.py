@@ -25,9 +25,8 @@ from fedssl.participation.synchronous import Synchronous
 from fedssl.parts import Arrays
 from fedssl.privacy.clients.secure import Secure
 from fedssl.privacy.clients.secure_dp import SecureDP
-from fedssl.privacy.release import gaussian_epsilon
+from fedssl.privacy.release import concentrated_epsilon, gaussian_epsilon
 from fedssl.privacy.secagg.hidden import VECTOR, Hidden
-from fedssl.privacy.secagg.noise import accounting
 
 Compose = Callable[..., Plan]
 CLIENTS = 5
@@ -199,9 +198,8 @@ def test_the_noise_is_counted_for_the_fewest() -> None:
     assert mechanism.fewest == 3
     assert mechanism.rho == pytest.approx(1 / 8, rel=1e-5)
     assert mechanism.deviation >= 2 * mechanism.norm / math.sqrt(3)
-    assert accounting.distance_to_gaussian(mechanism.deviation * math.sqrt(3), 3) < 1e-10
     entry = options.entry(PLAN, 2, 1)
-    assert (entry.noise_multiplier, entry.sample_rate, entry.count) == (2.0, 1.0, 1)
+    assert (entry.noise_multiplier, entry.sample_rate, entry.count, entry.concentrated) == (2.0, 1.0, 1, True)
     assert options.entry(Planned(CLIENTS, 3, 0, Synchronous(fraction=1e-9, draw="poisson")), 2, 1).count == 0
     outcome, _ = one_round(Devices(options))
     assert outcome.change["encoder.n"] == 0  # the server keeps its counters
@@ -380,7 +378,7 @@ def test_a_skipped_round_is_paid_for(plan: Compose, gone: Callable[..., list[Arr
     gone(2, "reveal")
     run = execute(plan(*NOISY, *FIVE[1:], "evaluate.every=1"))
     assert [row.get("skipped", False) for row in run.rows()] == [False, True, False]
-    assert [row["epsilon"] for row in run.rows()] == [gaussian_epsilon(1.0, at, 1e-5) for at in (1, 2, 3)]
+    assert [row["epsilon"] for row in run.rows()] == [concentrated_epsilon(at / 2, 1e-5) for at in (1, 2, 3)]
 
 
 def test_a_change_beyond_the_limit_ends_the_run(plan: Compose) -> None:
@@ -393,8 +391,9 @@ def test_noise_in_a_run_and_its_epsilon(plan: Compose) -> None:
     run = execute(plan(*NOISY, *still, "federation.rounds=1", "aggregation.noise_multiplier=0.5"))
     row, size = run.rows()[0], sum(value.size for value in final_arrays(run).values())
     mechanism = SecureDP(noise_multiplier=0.5).mechanism(3, size)
-    assert row["epsilon"] == gaussian_epsilon(0.5, 1, 1e-5) == run.read("summary.json")["epsilon"]
-    assert row["epsilon"] < accounting.epsilon(mechanism.rho, 1e-5) < 1.2 * row["epsilon"]
+    assert row["epsilon"] == concentrated_epsilon(2.0, 1e-5) == run.read("summary.json")["epsilon"]
+    assert mechanism.rho <= 2.0
+    assert gaussian_epsilon(0.5, 1, 1e-5) < row["epsilon"] < 1.1 * gaussian_epsilon(0.5, 1, 1e-5)
     declared = run.read("privacy.json")
     assert declared["unit"] == "client"
     assert any("whoever knows the seed" in words for words in declared["not_covered"])
