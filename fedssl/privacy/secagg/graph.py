@@ -51,19 +51,19 @@ class Graph:
         return wide + around <= 1
 
 
-def arrange(adverts: Mapping[int, bytes], name: bytes, fewest: int, colluders: int) -> Graph:
+def arrange(adverts: Mapping[int, bytes], fewest: int, colluders: int) -> Graph:
     """The graph of a session: the same for the server and every client, from what all of them have seen.
 
-    The order on the ring follows from a hash of all public keys. So no client chooses its neighbours, and neither does
-    a server that follows the protocol; one that does not could try keys of its own until the order suits it.
+    The order on the ring follows from a hash of all public keys, which are fresh in every round. So no client chooses
+    its neighbours, and neither does a server, if they follow the protocol; who does not could try keys until the order
+    suits it, or leave out other clients.
 
     Args:
         adverts: by client: what it has advertised, all of one length.
-        name: of the session.
         fewest: clients whose sum is ever opened.
         colluders: clients that may collude with the server.
     """
-    whole = hashlib.sha256(len(name).to_bytes(8) + name)
+    whole = hashlib.sha256()
     for client in sorted(adverts):
         whole.update(client.to_bytes(8) + adverts[client])
     ring = sorted(adverts, key=lambda client: hashlib.sha256(whole.digest() + client.to_bytes(8)).digest())

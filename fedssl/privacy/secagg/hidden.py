@@ -139,7 +139,7 @@ class Hidden(ABC):
         clients = sorted({*occasion.clients, *occasion.lost})
         # A repeated round is another session all the same.
         name = f"{plan.seed} {occasion.round} {occasion.attempt} ".encode() + os.urandom(16)
-        agreed = Agreed(name, self.fewest(len(clients)), int(self.colluding * len(clients)))
+        agreed = Agreed(name, self.fewest(len(clients)), math.ceil(self.colluding * len(clients) - 1e-9))
         new = _Round(self, asked, agreed, clients, ask)
         new.exchange()
         return new

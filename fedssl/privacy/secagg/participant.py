@@ -39,7 +39,7 @@ Roster = Mapping[int, Advert]  # by client
 def graph_of(session: Session, roster: Roster) -> Graph:
     """Who shares masks and secrets with whom."""
     adverts = {client: advert.sealing + advert.masking + advert.commitment for client, advert in roster.items()}
-    return graph.arrange(adverts, session.name, session.threshold, session.colluders)
+    return graph.arrange(adverts, session.threshold, session.colluders)
 
 
 @dataclass(frozen=True)
