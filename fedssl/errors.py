@@ -17,6 +17,10 @@ class ProtocolError(FedsslError):
     """A message or a reply that breaks the contract between server and clients."""
 
 
+class TooFewError(ProtocolError):
+    """Fewer clients are left than a round needs: nothing is opened, and the round is skipped."""
+
+
 class ResumeError(FedsslError):
     """A run directory that cannot be continued."""
 

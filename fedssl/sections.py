@@ -33,13 +33,15 @@ class Federation:
         if self.below_quorum not in ("skip", "end"):
             raise ConfigError(f"federation.below_quorum={self.below_quorum!r} is unknown: use skip or end")
 
-    def skip(self, at: int, updates: int) -> None:
-        """Let a round with fewer updates than the quorum pass, or not.
+    def skip(self, at: int, updates: int, reason: str = "") -> None:
+        """Let a round with fewer updates than the quorum pass, or not; `reason` is given where it is another.
 
         Raises:
             ProtocolError: such a round ends the run.
         """
         if self.below_quorum == "end":
+            if reason:
+                raise ProtocolError(f"round {at} ends the run by federation.below_quorum=end: {reason}")
             raise ProtocolError(
                 f"round {at} has {updates} updates and federation.quorum={self.quorum}: `fedssl resume` asks "
                 "the clients again; or start anew with a lower quorum, more clients a round, or below_quorum=skip"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import tiny
 
-from benchmarks import alarms, broken, compression, engines, methods, tables
+from benchmarks import alarms, broken, compression, engines, methods, secure_sum, tables
 from fedssl import config
 from fedssl.model import layout_of, to_arrays
 from fedssl.setup import build_model
@@ -165,3 +165,9 @@ def test_hits_and_false_alarms_are_counted(tmp_path: Path, monkeypatch: pytest.M
     assert "1 of 1 and 1 of 1 raised an alarm; 0 of 1 settings never did." in text
     assert "| shrinks unseen | 1 of 1 | 1 of 1 |" in text
     assert "weights do not add up to 1 (2)" in text
+
+
+def test_secure_sums_on_a_ring_and_on_the_complete_graph(tmp_path: Path) -> None:
+    assert secure_sum.main(["--clients", "10", "50", "--numbers", "20", "--out", str(tmp_path / "sums.json")]) == 0
+    rows = json.loads((tmp_path / "sums.json").read_text())["rows"]
+    assert [(row["clients"], row["neighbours"]) for row in rows] == [(10, 9), (10, 9), (50, 30), (50, 49)]

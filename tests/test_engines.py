@@ -7,6 +7,7 @@ import importlib.util
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from test_laws import BUFFERED
 
 from fedssl import config
 from fedssl.config import Plan
-from fedssl.errors import FedsslError, ProtocolError
+from fedssl.errors import ConfigError, FedsslError, ProtocolError
 from fedssl.flower import codec
 from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
@@ -52,11 +53,12 @@ def _rays_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
             *("method=byol", "strategy.share.teacher=local", "participation.fraction=0.67", "federation.rounds=3"),
             *("compression=topk_int8", "compression.down=float16"),
         ),
+        ("aggregation=secure", "federation.rounds=1"),
         pytest.param(
             ("strategy=fedmedian", "encoder.norm=batch", *BUFFERED, "federation.rounds=3"), marks=pytest.mark.slow
         ),
     ],
-    ids=["stateful", "stock and asynchronous"],
+    ids=["stateful", "secure", "stock and asynchronous"],
 )
 def test_ray_equals_in_process(overrides: tuple[str, ...], plan: Compose) -> None:
     ours = execute(plan(*overrides, "evaluate.every=1", name="ours"))
@@ -215,3 +217,13 @@ def test_ray_missing_is_one_sentence(plan: Compose, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FedsslError, match="pip install"):
         chosen.build_engine().run(chosen.job, rundir, Reporter(quiet=True))
+
+
+def test_a_script_by_the_name_of_ray_is_one_sentence(
+    plan: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ray.py").touch()
+    spec = importlib.util.spec_from_file_location("ray", tmp_path / "ray.py")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    with pytest.raises(ConfigError, match=r"ray\.py goes by its name: rename"):
+        execute(plan("engine=ray"))

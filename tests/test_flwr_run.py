@@ -54,7 +54,8 @@ def test_flwr_run_equals_in_process(
     app: tuple[Path, dict[str, str]], plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
     folder, environment = app
-    extra = ["method=byol", "strategy.share.teacher=local", "compression=topk_int8", "compression.down=float16"]
+    # Questions between the rounds, and secrets that a client keeps from one to the next beside its own teacher.
+    extra = ["method=byol", "strategy.share.teacher=local", "aggregation=secure"]
     overrides = " ".join([*TINY, *extra, "name=flwr"])
     done = subprocess.run(
         ["flwr", "run", ".", "--stream",

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedssl.errors import ConfigError, ProtocolError
-from fedssl.privacy.secagg import accounting, collector, discrete_gaussian, keys, participant, shamir
+from fedssl.privacy.secagg import collector, keys, participant, shamir
 from fedssl.privacy.secagg.chacha import Stream
 from fedssl.privacy.secagg.fixed_point import FixedPoint
-from fedssl.privacy.secagg.noisy import Noisy
+from fedssl.privacy.secagg.noise import discrete_gaussian
+from fedssl.privacy.secagg.noise.noisy import Noisy
 from fedssl.privacy.secagg.participant import Holding, Reveal, Session, Shared
 from fedssl.privacy.secagg.simulate import STAGES, aggregate
 
@@ -71,13 +72,14 @@ def run_to_holding(parts: Mapping[int, np.ndarray], session: Session) -> tuple[d
     announced = {c: participant.advertise(c) for c in parts}
     roster = {c: one.advert for c, one in announced.items()}
     shared = {c: participant.share(one, session, roster) for c, one in announced.items()}
-    letters = collector.deliver({c: sent for c, (_, sent) in shared.items()})
+    graph = participant.graph_of(session, roster)
+    letters = collector.deliver(graph, {c: sent for c, (_, sent) in shared.items()})
     holding = {c: participant.receive(state, letters[c]) for c, (state, _) in shared.items()}
     return {c: state for c, (state, _) in shared.items()}, holding
 
 
 def test_no_client_has_both_secrets_revealed() -> None:
-    parts, session = vectors(5), Session(b"run, round 1", 3)
+    parts, session = vectors(5), Session(b"run, round 1", 3, 1)
     shared, holding = run_to_holding(parts, session)
     first, second = participant.reveal(holding[1], [1, 4, 7]), participant.reveal(holding[4], [1, 4, 7])
     for answer in (first, second):
@@ -90,8 +92,8 @@ def test_no_client_has_both_secrets_revealed() -> None:
     assert len(own) < 3
     assert len(masking) < 3
     # Nothing that would open the vector remains with who answers.
-    assert {f.name for f in dataclasses.fields(Holding)} == {"client", "session", "shares"}
-    assert all(len(both) == 2 * shamir.SECRET_BYTES for both in holding[1].shares.values())
+    assert {f.name for f in dataclasses.fields(Holding)} == {"client", "session", "graph", "shares"}
+    assert all(len(both) == 2 * shamir.SHARE_BYTES for both in holding[1].shares.values())
     secret = shared[1].me.masking_seed
     assert secret not in b"".join(holding[1].shares.values())
     assert all(word not in repr(shared[1]) for word in (repr(secret), "seed"))
@@ -100,12 +102,12 @@ def test_no_client_has_both_secrets_revealed() -> None:
 @pytest.mark.parametrize("threshold", [2, 6])
 def test_a_threshold_of_half_or_more_than_all_is_refused(threshold: int) -> None:
     with pytest.raises(ProtocolError, match=f"threshold of {threshold} for 5 clients is refused"):
-        run_to_holding(vectors(5), Session(b"", threshold))
+        run_to_holding(vectors(5), Session(b"", threshold, 1))
 
 
 def test_a_client_refuses_a_server_that_plays_with_the_survivors() -> None:
     parts = vectors(4)
-    _, holding = run_to_holding(parts, Session(b"", 3))
+    _, holding = run_to_holding(parts, Session(b"", 3, 1))
     with pytest.raises(ProtocolError, match="vectors of 2 clients and the threshold is 3, so client 1 reveals nothing"):
         participant.reveal(holding[1], [1, 4, 4])
     for wrong in ([4, 7, 10], [1, 4, 99]):
@@ -115,7 +117,7 @@ def test_a_client_refuses_a_server_that_plays_with_the_survivors() -> None:
 
 def test_a_client_refuses_a_roster_that_was_changed() -> None:
     announced = {c: participant.advertise(c) for c in range(3)}
-    session, roster = Session(b"", 2), {c: one.advert for c, one in announced.items()}
+    session, roster = Session(b"", 2, 1), {c: one.advert for c, one in announced.items()}
     with pytest.raises(ProtocolError, match="has other keys for it than it sent"):
         participant.share(announced[0], session, roster | {0: roster[1]})
     with pytest.raises(ProtocolError, match="one key twice"):
@@ -127,9 +129,10 @@ def test_a_client_refuses_a_roster_that_was_changed() -> None:
 
 def test_changed_letters_are_refused() -> None:
     announced = {c: participant.advertise(c) for c in range(3)}
-    session, roster = Session(b"", 2), {c: one.advert for c, one in announced.items()}
+    session, roster = Session(b"", 2, 1), {c: one.advert for c, one in announced.items()}
     shared = {c: participant.share(one, session, roster) for c, one in announced.items()}
-    letters = collector.deliver({c: sent for c, (_, sent) in shared.items()})[0]
+    graph = participant.graph_of(session, roster)
+    letters = collector.deliver(graph, {c: sent for c, (_, sent) in shared.items()})[0]
     flipped = letters[1][:-1] + bytes([letters[1][-1] ^ 1])
     swapped = {1: letters[2], 2: letters[1]}
     for wrong in (letters | {1: flipped}, letters | {1: b""}, swapped):
@@ -138,23 +141,23 @@ def test_changed_letters_are_refused() -> None:
     with pytest.raises(ProtocolError, match="got shares of 0 others"):
         participant.receive(shared[0][0], {})
     with pytest.raises(ProtocolError, match="sent no shares for client 2"):
-        collector.deliver({0: {1: b""}, 1: shared[1][1], 2: shared[2][1]})
+        collector.deliver(graph, {0: {1: b""}, 1: shared[1][1], 2: shared[2][1]})
 
 
 @pytest.mark.parametrize("kind", ["own", "masking"])
 def test_changed_shares_are_refused(kind: str) -> None:
-    parts, session = vectors(4), Session(b"", 3)
+    parts, session = vectors(4), Session(b"", 3, 1)
     shared, holding = run_to_holding(parts, session)
     survivors = [4, 7, 10]
-    roster = shared[1].roster
+    roster, graph = shared[1].roster, holding[1].graph
     reveals = {c: participant.reveal(holding[c], survivors) for c in survivors}
     true: dict[int, bytes] = dict(getattr(reveals[4], kind))
     owner = 7 if kind == "own" else 1
-    for wrong in (bytes(16), b"short", None):
+    for wrong in (bytes(17), b"\xff" * 17, b"short", None):
         forged = {k: v for k, v in (true | {owner: wrong}).items() if v is not None}
         lies: Reveal = dataclasses.replace(reveals[4], **{kind: forged})
         with pytest.raises(ProtocolError, match=f"shares of client {owner}'s secret do not give it back"):
-            collector.unmask(session, roster, parts, np.zeros(50, np.uint32), survivors, reveals | {4: lies})
+            collector.unmask(session, roster, graph, parts, np.zeros(50, np.uint32), survivors, reveals | {4: lies})
 
 
 def test_sessions_do_not_mix() -> None:
@@ -283,34 +286,6 @@ def test_the_norm_is_inflated_for_rounding_and_kept(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(discrete_gaussian, "draw", lambda deviation, count, stream: np.zeros(count, np.int64))
     sent = [np.linalg.norm(grid.total(noisy.encode(half, Stream.of(seed)))) for seed in range(1000)]
     assert max(first) > noisy.norm >= max(sent)
-
-
-def test_epsilon_of_rounds() -> None:
-    # A Gaussian of multiplier 1 is 1/2-concentrated: at delta 1e-5 its exact epsilon is 4.38, this bound a little more.
-    assert accounting.concentrated(1000.0, 1000, 1, 10) == 0.5
-    assert 4.377 < accounting.epsilon(0.5, 1e-5) < 4.8
-    assert accounting.concentrated(1000.0, 1000, 4, 10) == pytest.approx(0.125)
-    assert accounting.concentrated(3.0, 1, 10, 10**4) > 1.1 * 9 / 10 / 2  # deviations of one step cost more
-    assert accounting.epsilon(10 * 0.05, 1e-5) == accounting.epsilon(0.5, 1e-5)
-    assert accounting.concentrated(1.0, 0, 5, 3) == math.inf == accounting.epsilon(math.inf, 1e-5)
-    assert accounting.epsilon(0.0, 1e-5) == 0.0
-    with pytest.raises(ConfigError, match="have no epsilon"):
-        accounting.epsilon(0.5, 0.0)
-
-
-def test_the_distance_of_discrete_noise_to_a_rounded_gaussian() -> None:
-    s = 6.0
-    z = np.arange(-90, 91)
-    discrete = np.exp(-(z**2) / (2 * s * s))
-    discrete /= discrete.sum()
-    fine = np.linspace(-1, 1, 2001)
-    triangle = 1 - np.abs(fine)
-    density = np.exp(-((z[:, None] + fine) ** 2) / (2 * s * s)) / (s * math.sqrt(2 * math.pi))
-    rounded = np.trapezoid(density * triangle, fine, axis=1)
-    divergence = float((rounded * np.log(rounded / discrete)).sum())
-    assert divergence == pytest.approx(1 / (144 * s**4), rel=0.05)
-    distance = float(np.abs(rounded - discrete).sum() / 2)
-    assert distance <= accounting.distance_to_gaussian(s, 1) == pytest.approx(math.sqrt(divergence / 2), rel=0.05)
 
 
 def test_noise_that_makes_no_sense_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedssl.aggregation.base import Planned, Private
@@ -60,9 +61,10 @@ def total(ledger: Ledger) -> list[Release]:
     found = [entry.release for entry in ledger.entries]
     if not found:
         return []
-    if len({(r.noise_multiplier, r.sample_rate) for r in found}) == 1:
-        return [Release(found[0].noise_multiplier, found[0].sample_rate, sum(r.count for r in found))]
-    return [Release(joint(*(r.noise_multiplier for r in found for _ in range(r.count))), 1.0)]
+    if len({replace(r, count=0) for r in found}) == 1:
+        return [replace(found[0], count=sum(r.count for r in found))]
+    noise = joint(*(r.noise_multiplier for r in found for _ in range(r.count)))
+    return [Release(noise, 1.0, concentrated=any(r.concentrated for r in found))]
 
 
 def claim(private: Private, plan: Planned, ledger: Ledger) -> dict[str, Any]:

@@ -111,10 +111,13 @@ class Ray:
 
     def run(self, job: Job, rundir: RunDirectory, reporter: Reporter) -> dict[str, Any]:
         """See `Engine`."""
-        if importlib.util.find_spec("ray") is None:
+        found = importlib.util.find_spec("ray")
+        if found is None:
             raise ConfigError(
                 "engine=ray needs Ray, which is not installed: pip install 'fedssl[ray]', or engine=in_process"
             )
+        if found.submodule_search_locations is None:  # importing it would run that script again, inside of itself
+            raise ConfigError(f"engine=ray needs Ray, and the file {found.origin} goes by its name: rename that file")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

@@ -155,7 +155,7 @@ class Tally:
         failed: set[int] = set()
         for reply in replies:
             if reply.has_error():
-                self.failures.append(_reason(reply.error.reason))
+                self.failures.append(reason(reply.error.reason))
                 failed.add(self.partition_of.get(reply.metadata.src_node_id, -1))
                 self._judge()
                 continue
@@ -201,6 +201,15 @@ class Tally:
         self._judge()
         self.rows.sort(key=lambda row: row["client"])
 
+    def lose(self, failures: Iterable[str]) -> None:
+        """Count clients that failed before they were to train.
+
+        Raises:
+            ProtocolError: they are more than are tolerated.
+        """
+        self.failures += failures
+        self._judge()
+
     def _asked(self, client: int) -> Arrays:
         lacking = self.lacking(client)
         return {key: value for key, value in self.began.get(client, self.now).items() if key not in lacking}
@@ -223,7 +232,7 @@ class Tally:
         return found
 
 
-def _reason(text: str | None) -> str:
+def reason(text: str | None) -> str:
     """The sentence inside an error that has passed through Flower's and Ray's wrappers."""
     for line in reversed((text or "").strip().splitlines()):
         line = line.strip()

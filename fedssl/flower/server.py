@@ -154,15 +154,19 @@ def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -
     merged = _merge(run, strategy, at, now, tally, turn_of)
     row: dict[str, Any] = {"round": at, "clients": tally.updates, "failures": len(tally.failures)}
     if merged is None:
-        job.federation.skip(at, tally.updates)
+        job.federation.skip(at, tally.updates, run.aggregation.skipped)
         row["skipped"], merged = True, now
+        if run.aggregation.skipped:
+            row["reason"] = run.aggregation.skipped
+            run.reporter.say(f"round {at} is skipped: {run.aggregation.skipped}")
     else:
         run.history.merges.append(at)
     row |= tally.means(("loss", "drift")) | run.aggregation.row
     run.spent.update(statement.spent(tally.rows))
     row |= turns.summary(attendance, at, asynchronous)
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
-    lost = len(attendance.turns) - len(turn_of)  # they were sent the model, too
+    asked = tally.bytes_down or not turn_of  # else too few were there to begin, and nobody was sent the model
+    lost = len(attendance.turns) - len(turn_of) if asked else 0  # they were sent it, too
     row["bytes_down"] = tally.bytes_down + lost * job.compression.down_bytes(now, run.parameters)
     row["train_seconds"] = time.perf_counter() - started
     parts: list[dict[str, Any]] = []
@@ -205,7 +209,9 @@ def _merge(
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
     for message in messages:
         turns.instruct(message, by_node[message.metadata.dst_node_id], at, run.history)
-    run.aggregation.open({key: now[key] for key in now if key in run.merged}, at, attempt, turn_of)
+    if not run.aggregation.open({key: now[key] for key in now if key in run.merged}, at, attempt, turn_of):
+        tally.lose(why for client, why in sorted(run.aggregation.silent.items()) if client in turn_of)
+        return None
     run.aggregation.instruct(messages, tally.partition_of)
     tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
     replies = tally.watch(exchange(run.grid, messages, job.federation.timeout_s))

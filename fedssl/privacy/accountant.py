@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fedssl.errors import ConfigError
-from fedssl.privacy.release import gaussian_epsilon
+from fedssl.privacy.release import concentrated_epsilon, gaussian_epsilon
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -47,17 +47,25 @@ class Release:
         noise_multiplier: standard deviation of the noise over the sum's sensitivity, at least 0; 0 is no guarantee.
         sample_rate: probability with which each unit takes part, in (0, 1]; 1 means that nothing is sampled.
         count: how often, at least 0.
+        concentrated: of the noise no more is known than that it is as concentrated as that Gaussian, which a sum of
+            discrete Gaussians is. Not with sampling.
     """
 
     noise_multiplier: float
     sample_rate: float
     count: int = 1
+    concentrated: bool = False
 
     def __post_init__(self) -> None:
         if not (self.noise_multiplier >= 0 and 0 < self.sample_rate <= 1 and self.count >= 0):
             raise ConfigError(
                 f"noise_multiplier={self.noise_multiplier}, sample_rate={self.sample_rate} and count={self.count} are "
                 "no release: give at least 0, a rate in (0, 1] and at least 0"
+            )
+        if self.concentrated and self.sample_rate < 1:
+            raise ConfigError(
+                f"sample_rate={self.sample_rate} with noise that is only known to be concentrated has no accountant "
+                "here: claim no sampling"
             )
 
 
@@ -122,18 +130,22 @@ def compose(releases: Iterable[Release], delta: float, accountant: str = "pld", 
         raise ConfigError(f"{known}{'; gdp claims too little' if accountant == 'gdp' else ''}")
     if not 0 < delta < 1:
         raise ConfigError(f"delta={delta} is no probability of failure: give a number in (0, 1), far below 1 / units")
-    counts: dict[tuple[float, float], int] = {}
+    counts: dict[tuple[float, float, bool], int] = {}
     for release in releases:
-        key = (release.noise_multiplier, release.sample_rate)
+        key = (release.noise_multiplier, release.sample_rate, release.concentrated)
         counts[key] = counts.get(key, 0) + release.count
-    found = [Release(*key, count) for key, count in sorted(counts.items()) if count]
+    found = [Release(noise, rate, count, only) for (noise, rate, only), count in sorted(counts.items()) if count]
     if not found:
         return 0.0
     if found[0].noise_multiplier == 0:
         return math.inf
     if all(r.sample_rate == 1 for r in found):  # one Gaussian, whatever the accountant: a formula, not a bound
         precision = sum(r.count / r.noise_multiplier**2 for r in found)
+        if any(r.concentrated for r in found):
+            return concentrated_epsilon(precision / 2, delta)
         return gaussian_epsilon(precision**-0.5, 1, delta)
+    if any(r.concentrated for r in found):
+        raise ConfigError("noise that is only known to be concentrated does not add up with sampled releases here")
     if accountant == Accountant.pld:
         return _pld(found, delta, grid)
     from opacus.accountants import PRVAccountant, RDPAccountant  # here, because it takes seconds to import

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from fedssl.errors import PrivacyError
 from fedssl.privacy.accountant import FAST, Release, compose
@@ -20,11 +21,16 @@ class Entry:
     noise_multiplier: float
     sample_rate: float
     count: int
+    concentrated: bool = False  # as of a `Release`
 
     @property
     def release(self) -> Release:
         """As the accountants take it."""
-        return Release(self.noise_multiplier, self.sample_rate, self.count)
+        return Release(self.noise_multiplier, self.sample_rate, self.count, self.concentrated)
+
+    def row(self) -> dict[str, Any]:
+        """As it is written down; what only some entries have is left out of the others."""
+        return {key: value for key, value in asdict(self).items() if key != "concentrated" or value}
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Ledger:
         """How many of the entry's releases, from 0 to all, keep epsilon at or below the budget."""
 
         def fits(count: int) -> bool:
-            more = Release(entry.noise_multiplier, entry.sample_rate, count)
+            more = replace(entry.release, count=count)
             return compose((*(e.release for e in self.entries), more), delta, grid=FAST) <= budget
 
         if fits(entry.count):
@@ -76,9 +82,9 @@ class Ledger:
         """As JSON lines, each with the hash of all before it."""
         lines, last = [], ""
         for entry in self.entries:
-            body = json.dumps(asdict(entry), sort_keys=True)
+            body = json.dumps(entry.row(), sort_keys=True)
             last = hashlib.sha256(f"{last}{body}".encode()).hexdigest()
-            lines.append(json.dumps({"entry": asdict(entry), "hash": last}, sort_keys=True))
+            lines.append(json.dumps({"entry": entry.row(), "hash": last}, sort_keys=True))
         return "\n".join(lines)
 
     @classmethod
@@ -94,7 +100,7 @@ class Ledger:
             try:
                 row = json.loads(line)
                 entry = Entry(**row["entry"])
-                last = hashlib.sha256(f"{last}{json.dumps(asdict(entry), sort_keys=True)}".encode()).hexdigest()
+                last = hashlib.sha256(f"{last}{json.dumps(entry.row(), sort_keys=True)}".encode()).hexdigest()
                 sound = row["hash"] == last
             except (ValueError, KeyError, TypeError):
                 sound = False

@@ -79,6 +79,38 @@ def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> fl
     return high
 
 
+def concentrated_epsilon(rho: float, delta: float) -> float:
+    """The epsilon, at this delta, of what is rho-zero-concentrated; releases of one data set add up in rho.
+
+    A bound that holds whatever the noise is, some 3 to 10 % above the exact figure of a Gaussian of the same rho at
+    delta 1e-5.
+
+    Args:
+        rho: at least 0.
+        delta: in (0, 1).
+
+    Raises:
+        ConfigError: a number out of its range.
+
+    References:
+        Canonne, Kamath & Steinke 2020, https://arxiv.org/abs/2004.00010, corollary 13
+    """
+    if not (rho >= 0 and 0 < delta < 1):
+        raise ConfigError(f"rho={rho} and delta={delta} have no epsilon: give rho at least 0 and delta in (0, 1)")
+    if rho in (0, math.inf):
+        return rho
+
+    def at(order: float) -> float:
+        return rho * order + math.log(1 / (order * delta)) / (order - 1) + math.log1p(-1 / order)
+
+    low, high = 1 + 1e-9, 2 + 2 * math.sqrt(math.log(1 / delta) / rho)
+    ratio = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-9 * high:  # the bound has one minimum over the orders, and any order is a valid bound
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, right) if at(left) < at(right) else (left, high)
+    return max(0.0, at((low + high) / 2))
+
+
 def _delta(epsilon: float, s: float) -> float:
     ends = torch.tensor([1 / (2 * s) - epsilon * s, -1 / (2 * s) - epsilon * s], dtype=torch.float64)
     first, second = torch.special.log_ndtr(ends).tolist()

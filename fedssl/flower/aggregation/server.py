@@ -13,9 +13,10 @@ from flwr.serverapp import Grid
 from fedssl import tree
 from fedssl.aggregation import spending
 from fedssl.aggregation.base import Memory, Occasion, Private, Session, Told
+from fedssl.errors import TooFewError
 from fedssl.flower import codec
 from fedssl.flower.aggregation.clients import untold
-from fedssl.flower.rounds import exchange
+from fedssl.flower.rounds import exchange, reason
 from fedssl.job import Job
 from fedssl.model import Model
 from fedssl.norms import variance_keys
@@ -40,6 +41,8 @@ class Server:
     variances: frozenset[str] = frozenset()  # arrays that may not become negative
     ledger: Ledger = field(default_factory=Ledger)  # of the federation, if the aggregation claims an epsilon
     row: dict[str, float] = field(default_factory=dict)  # of the round that was finished last
+    skipped: str = ""  # why nothing was opened in it, where the session found too few
+    silent: dict[int, str] = field(default_factory=dict)  # who did not answer before it, and why
     _session: Session | None = None
     _asked: Arrays = field(default_factory=dict)
 
@@ -122,23 +125,30 @@ class Server:
                 "aggregation nobody sees what a single client has trained"
             )
 
-    def open(self, asked: Arrays, at: int, attempt: int, clients: Collection[int]) -> None:
-        """Begin a round, before its clients are instructed.
+    def open(self, asked: Arrays, at: int, attempt: int, clients: Collection[int]) -> bool:
+        """Begin a round, before its clients are instructed; it is paid for whatever becomes of it.
 
         Args:
             asked: the present values of the arrays that clients send.
             at: the round.
             attempt: of it, from 1.
             clients: whose updates are awaited.
+
+        Returns:
+            Whether it goes on; False if too few clients are there for it, so that nobody should train.
         """
-        self.row = {}
+        self.row, self.skipped, self.silent = {}, "", {}
         if (private := self._private) is not None:
             self.ledger = spending.spend(private, self.job.planned, self.ledger, at, attempt)
         if not self.each:
             self._asked = asked
             lost = [turn.client for turn in self.job.attendance(at).turns if turn.lost] if clients else ()
             occasion = Occasion(at, attempt, sorted(clients), lost)
-            self._session = self.job.aggregation.open(asked, occasion, self.memory, self.job.planned, self.ask)
+            try:
+                self._session = self.job.aggregation.open(asked, occasion, self.memory, self.job.planned, self.ask)
+            except TooFewError as error:
+                self.skipped = str(error)
+        return not self.skipped
 
     def instruct(self, messages: Iterable[Message], client_of: Mapping[int, int]) -> None:
         """Add to each instruction what the session tells its client; equal contents stay shared."""
@@ -171,7 +181,10 @@ class Server:
         self._session = None
         if 1 < self.job.federation.quorum > count:
             return
-        outcome = session.finish()
+        try:
+            outcome = session.finish()
+        except TooFewError as error:
+            outcome, self.skipped = None, str(error)
         if outcome is None:
             return
         self.memory, self.row = outcome.memory, dict(outcome.row)
@@ -189,6 +202,11 @@ class Server:
         clients = {self.nodes[client]: client for client in questions}
         answers: dict[int, Told] = {}
         for reply in exchange(self.grid, messages, self.job.federation.timeout_s):
+            client = clients[reply.metadata.src_node_id]
             if reply.has_content():
-                answers[clients[reply.metadata.src_node_id]] = dict(reply.content.config_records[codec.CONFIG])  # type: ignore[arg-type]
+                answers[client] = dict(reply.content.config_records[codec.CONFIG])  # type: ignore[arg-type]
+            else:
+                self.silent[client] = reason(reply.error.reason)
+        for client in questions.keys() - answers.keys():
+            self.silent.setdefault(client, f"client {client} did not answer in time")
         return answers

@@ -15,18 +15,15 @@ from fedssl.aggregation.base import Planned, Sender
 from fedssl.errors import ConfigError
 from fedssl.privacy.clients.secure import rounding
 from fedssl.privacy.ledger import Entry
-from fedssl.privacy.secagg import accounting
 from fedssl.privacy.secagg.chacha import Stream
 from fedssl.privacy.secagg.fixed_point import FixedPoint
 from fedssl.privacy.secagg.hidden import Hidden
-from fedssl.privacy.secagg.noisy import Noisy
+from fedssl.privacy.secagg.noise.noisy import Noisy
 from fedssl.privacy.statement import Declared
 
-_CLOSE = 1e-5  # of delta: how far the noise may be from a Gaussian, by which it is accounted for
 _NOT_COVERED = (
     "a server that does not follow the protocol, or that invents clients",
     "clients that tell the server their noise: the rest of the clients have less together",
-    f"{_CLOSE:g} (1 + e^epsilon) of delta, by which the discrete noise may differ from a Gaussian",
 )
 
 
@@ -35,7 +32,8 @@ class SecureDP(Hidden):
     """Each client clips its change and adds discrete Gaussian noise; a sum is as private as the fewest noises make it.
 
     Neighbours differ in one client's change, replaced by zeros; who takes part is no secret. The adversary is the
-    server, and all who see the model (Kairouz et al. 2021, https://arxiv.org/abs/2102.06387).
+    server, and all who see the model. A round is 1 / (2 noise_multiplier^2)-zero-concentrated, by the theorem of
+    Kairouz et al. 2021 (https://arxiv.org/abs/2102.06387); rounds add up, and epsilon follows from the sum.
 
     Attributes:
         clip: L2 norm to which a client's whole change is shortened.
@@ -61,7 +59,7 @@ class SecureDP(Hidden):
         """The mechanism of a round with so many clients and so many numbers.
 
         Raises:
-            ConfigError: no room for the noise, or it is so coarse on the grid that it is no Gaussian.
+            ConfigError: no room for the noise, or it is so coarse on the grid that it costs more than a Gaussian.
         """
         return _mechanism(self, clients, size)
 
@@ -75,9 +73,9 @@ class SecureDP(Hidden):
         return self.mechanism(clients, values.size).encode(values, stream)
 
     def entry(self, plan: Planned, at: int, attempt: int) -> Entry:
-        """A Gaussian sum without sampling: the server knows who takes part."""
+        """A sum without sampling, for the server knows who takes part; of its noise only the concentration is known."""
         count = 1 if plan.participation.plan(plan.clients, at, plan.seed).arriving else 0
-        return Entry(at, attempt, "sum of updates", self.noise_multiplier, 1.0, count)
+        return Entry(at, attempt, "sum of updates", self.noise_multiplier, 1.0, count, concentrated=True)
 
     def budget(self, plan: Planned) -> tuple[float | None, float]:
         """No limit, and the delta."""
@@ -96,17 +94,15 @@ class SecureDP(Hidden):
         return replace(claimed, public=(*claimed.public, *_NOT_COVERED))
 
     def remarks(self, plan: Planned, size: int) -> Sequence[str]:
-        """How long the noise is, and what is proved of the discrete noise itself."""
+        """How long the noise is."""
         clients = len(plan.participation.plan(plan.clients, 1, plan.seed).turns)
         if clients < 2:
             return ()
         used = self.mechanism(clients, size)
         length = used.deviation * used.grid.step * math.sqrt(size / clients)
-        bound = accounting.epsilon(plan.rounds * used.rho, self.delta)
         return (
             f"with {clients} clients the noise on the mean has the length {length:.3g}, where a client's update has at "
-            f"most {self.clip:g}; zero-concentrated privacy alone bounds the run's epsilon by {bound:.3g} at delta="
-            f"{self.delta:g}",
+            f"most {self.clip:g}",
         )
 
 
@@ -114,10 +110,9 @@ class SecureDP(Hidden):
 def _mechanism(options: SecureDP, clients: int, size: int) -> Noisy:
     fewest = options.fewest(clients)
     found = Noisy.fit(options.clip, options.noise_multiplier, size, clients, fewest, options.bits)
-    away = accounting.distance_to_gaussian(found.deviation * math.sqrt(fewest), size)
-    if away > _CLOSE * options.delta:
+    if found.rho > 1 / (2 * options.noise_multiplier**2):
         raise ConfigError(
-            f"noise of {found.deviation} steps for each of {clients} clients is too coarse to be accounted for as a "
-            "Gaussian: use aggregation.bits=64, fewer clients a round, or a larger noise_multiplier"
+            f"noise of {found.deviation} steps for each of {clients} clients is so coarse that it costs more than is "
+            "accounted for: use aggregation.bits=64, fewer clients a round, or a larger noise_multiplier"
         )
     return found

@@ -13,6 +13,7 @@ import numpy as np
 from fedssl.aggregation.base import Scalar, Told
 from fedssl.errors import ProtocolError
 from fedssl.privacy.secagg import participant
+from fedssl.privacy.secagg.graph import Graph
 from fedssl.privacy.secagg.participant import Advert, Announced, Holding, Reveal, Roster, Session, Shared
 
 State = Announced | Shared | Holding
@@ -61,7 +62,7 @@ def remembered(state: State) -> Words:
     """A client's state as words."""
     words: Words = {"at": type(state).__name__}
     if isinstance(state, Holding):
-        return words | session_words(state.session) | by_client("held", state.shares)
+        return words | session_words(state.session) | _graph_words(state.graph) | by_client("held", state.shares)
     me = state.me if isinstance(state, Shared) else state
     words |= {"sealing_seed": me.sealing_seed, "masking_seed": me.masking_seed, "own_seed": me.own_seed}
     if isinstance(state, Shared):
@@ -71,12 +72,12 @@ def remembered(state: State) -> Words:
 
 def session_words(session: Session) -> Words:
     """A session as words."""
-    return {"name": session.name, "threshold": session.threshold}
+    return {"name": session.name, "threshold": session.threshold, "colluders": session.colluders}
 
 
 def session_of(words: Told) -> Session:
     """The session in words."""
-    return Session(_bytes(words["name"]), int(words["threshold"]))
+    return Session(_bytes(words["name"]), int(words["threshold"]), int(words["colluders"]))
 
 
 def advert_words(advert: Advert) -> Words:
@@ -148,7 +149,12 @@ def _shared(words: Told, client: int) -> Shared:
 
 def _holding(words: Told, client: int) -> Holding:
     _check(words, Holding, client)
-    return Holding(client, session_of(words), of_client("held", words))
+    graph = Graph(tuple(numbers(words["ring"])), int(words["reach"]), int(words["shares"]))
+    return Holding(client, session_of(words), graph, of_client("held", words))
+
+
+def _graph_words(graph: Graph) -> Words:
+    return {"ring": ",".join(map(str, graph.ring)), "reach": graph.reach, "shares": graph.shares}
 
 
 def _me(words: Told, client: int) -> Announced:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedssl.errors import ConfigError, ProtocolError
-from fedssl.privacy.secagg import discrete_gaussian
 from fedssl.privacy.secagg.chacha import Stream
+from fedssl.privacy.secagg.noise import discrete_gaussian
 
 TAIL = 12  # deviations of noise for which there is room; one entry in 1e32 is beyond
 

@@ -16,7 +16,8 @@ from fedssl.errors import ConfigError, ProtocolError
 from fedssl.parts import Arrays
 from fedssl.privacy.secagg import collector, conversation
 from fedssl.privacy.secagg.fixed_point import FixedPoint
-from fedssl.privacy.secagg.participant import Advert
+from fedssl.privacy.secagg.graph import Graph
+from fedssl.privacy.secagg.participant import Advert, graph_of
 from fedssl.privacy.secagg.participant import Session as Agreed
 
 VECTOR = "masked"  # the one array that a client sends
@@ -27,14 +28,19 @@ class Hidden(ABC):
     """The server learns the mean of a round's changes, each client counted once, and nothing else of any of them.
 
     A client's change of the model, in whole steps of a grid, is hidden by masks that cancel in the sum (Bonawitz et
-    al. 2017, https://eprint.iacr.org/2017/281).
+    al. 2017, https://eprint.iacr.org/2017/281), among many clients only by masks with some of them (Bell et al. 2020,
+    https://eprint.iacr.org/2020/704).
 
     Attributes:
-        threshold: share of a round's clients that must not drop out, above 1/2; fewer reveal nothing.
+        threshold: share of a round's clients that must not drop out, above 1/2; fewer reveal nothing, and the round is
+            skipped.
+        colluding: share of a round's clients that may show the server all they know; with it and the threshold the
+            number of neighbours is chosen that each client has, see `graph.sizes`.
         bits: of a number on the wire, 32 or 64.
     """
 
     threshold: float = 0.7
+    colluding: float = 0.2
     bits: int = 32
     each: ClassVar[bool] = False
     private_uploads: ClassVar[bool] = False  # one vector alone says nothing, yet a sum may say all
@@ -46,6 +52,11 @@ class Hidden(ABC):
             raise ConfigError(
                 f"aggregation.threshold={self.threshold} is refused, since two halves of the clients could be told "
                 "different survivors: give a share above 0.5, at most 1"
+            )
+        if not 0 <= self.colluding < 0.5:
+            raise ConfigError(
+                f"aggregation.colluding={self.colluding} is refused, since half of the clients can open every mask "
+                "with the server: give a share of at least 0, below 0.5"
             )
         if self.bits not in (32, 64):
             raise ConfigError(f"aggregation.bits={self.bits} is no size of a number on the wire: use 32 or 64")
@@ -121,14 +132,15 @@ class Hidden(ABC):
         """On the server: let the clients exchange keys and shares.
 
         Raises:
-            ProtocolError: fewer clients than the threshold answer.
+            TooFewError: fewer clients than the threshold answer.
         """
         if not occasion.clients:
             return _Nobody()
         clients = sorted({*occasion.clients, *occasion.lost})
         # A repeated round is another session all the same.
         name = f"{plan.seed} {occasion.round} {occasion.attempt} ".encode() + os.urandom(16)
-        new = _Round(self, asked, Agreed(name, self.fewest(len(clients))), clients, ask)
+        agreed = Agreed(name, self.fewest(len(clients)), math.ceil(self.colluding * len(clients) - 1e-9))
+        new = _Round(self, asked, agreed, clients, ask)
         new.exchange()
         return new
 
@@ -160,6 +172,7 @@ class _Round:
     roster: dict[int, Advert] = field(default_factory=dict)
     letters: dict[int, dict[int, bytes]] = field(default_factory=dict)  # by recipient, then sender
     survivors: list[int] = field(default_factory=list)
+    graph: Graph = field(init=False)
 
     def __post_init__(self) -> None:
         self.size = sum(value.size for value in self.asked.values())
@@ -170,6 +183,7 @@ class _Round:
         keys = self.ask({client: {"step": "advertise"} for client in self.clients})
         self.roster = {client: conversation.advert_of(said) for client, said in sorted(keys.items())}
         collector.enough(self.roster, self.agreed, "sent their keys")
+        self.graph = graph_of(self.agreed, self.roster)
         words = {
             "step": "share",
             **conversation.session_words(self.agreed),
@@ -178,7 +192,7 @@ class _Round:
         sent = self.ask({client: words for client in self.roster})
         collector.enough(sent, self.agreed, "shared their secrets")
         letters = {client: conversation.of_client("letter", said) for client, said in sorted(sent.items())}
-        self.letters = collector.deliver(letters)
+        self.letters = collector.deliver(self.graph, letters)
 
     def told(self, client: int) -> Told:
         """The letters to a client that has sent its own, and what the grid depends on."""
@@ -214,13 +228,16 @@ class _Round:
         """Step 4, and the mean.
 
         Raises:
-            ProtocolError: fewer clients than the threshold are left, or one answers wrongly.
+            TooFewError: fewer clients than the threshold are left.
+            ProtocolError: one answers wrongly.
         """
         collector.enough(self.survivors, self.agreed, "sent their masked vectors")
+        collector.tied(self.graph, self.survivors)
         question = {"step": "reveal", "survivors": conversation.listed(self.survivors)}
         answers = self.ask({client: question for client in self.survivors})
         reveals = {client: conversation.reveal_of(said) for client, said in answers.items()}
-        plain = collector.unmask(self.agreed, self.roster, self.letters.keys(), self.total, self.survivors, reveals)
+        members = self.letters.keys()
+        plain = collector.unmask(self.agreed, self.roster, self.graph, members, self.total, self.survivors, reveals)
         grid = self.options.grid(len(self.clients), self.size)
         mean, change, place = grid.mean(plain, len(self.survivors)), {}, 0
         counted = 1 / grid.step if self.options.counters else 0.0

@@ -10,8 +10,9 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedssl.errors import ProtocolError
-from fedssl.privacy.secagg import keys, shamir
+from fedssl.privacy.secagg import graph, keys, shamir
 from fedssl.privacy.secagg.chacha import words
+from fedssl.privacy.secagg.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Session:
     """What all clients of one aggregation agree on."""
 
     name: bytes  # of the run and the round: nothing of another session is accepted
-    threshold: int  # so many clients recover a secret, and so many must survive; more than half of those asked
+    threshold: int  # so many clients must survive; more than half of those asked
+    colluders: int  # so many clients may collude with the server; fewer than the threshold
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,13 @@ class Advert:
     commitment: bytes  # to the seed of its own mask: a wrong share of it is noticed
 
 
-Roster = Mapping[int, Advert]  # by client; a client's position among the sorted ones is its place in the sharing
+Roster = Mapping[int, Advert]  # by client
+
+
+def graph_of(session: Session, roster: Roster) -> Graph:
+    """Who shares masks and secrets with whom."""
+    adverts = {client: advert.sealing + advert.masking + advert.commitment for client, advert in roster.items()}
+    return graph.arrange(adverts, session.threshold, session.colluders)
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Holding:
 
     client: int
     session: Session
+    graph: Graph
     shares: Mapping[int, bytes] = field(repr=False)  # by owner: a share of its masking seed, then one of its own seed
 
 
@@ -101,7 +110,7 @@ def advertise(client: int) -> Announced:
 
 
 def share(me: Announced, session: Session, roster: Roster) -> tuple[Shared, dict[int, bytes]]:
-    """Step 2: split both secrets among all clients of the roster; send a letter to each other one.
+    """Step 2: split both secrets among this client and its neighbours; send a letter to each of those.
 
     Raises:
         ProtocolError: the roster is too small, lacks this client or gives it other keys, gives two clients the same
@@ -119,9 +128,10 @@ def share(me: Announced, session: Session, roster: Roster) -> tuple[Shared, dict
             f"a threshold of {session.threshold} for {len(roster)} clients is refused, since it must be more than half "
             "of them, or two halves could be told different survivors, and no more than all: change the threshold"
         )
-    order = sorted(roster)
-    both = (shamir.split(s, session.threshold, len(order)) for s in (me.masking_seed, me.own_seed))
-    pieces = {client: masking + own for client, masking, own in zip(order, *both, strict=True)}
+    arranged = graph_of(session, roster)
+    holders = arranged.holders(me.client)
+    both = (shamir.split(s, arranged.shares, len(holders)) for s in (me.masking_seed, me.own_seed))
+    pieces = {client: masking + own for client, masking, own in zip(holders, *both, strict=True)}
     kept, mine = pieces.pop(me.client), keys.private_key(me.sealing_seed)
     letters = {
         client: keys.seal(keys.agree(mine, roster[client].sealing), session.name, me.client, client, piece)
@@ -140,17 +150,17 @@ def receive(me: Shared, letters: Mapping[int, bytes]) -> Holding:
     Raises:
         ProtocolError: too few letters, one from a stranger, or one that was changed.
     """
-    client, session = me.me.client, me.session
-    if len(letters) + 1 < session.threshold or not letters.keys() <= me.roster.keys() - {client}:
+    client, session, arranged = me.me.client, me.session, graph_of(me.session, me.roster)
+    if len(letters) + 1 < arranged.shares or not letters.keys() <= {*arranged.holders(client)} - {client}:
         raise ProtocolError(
-            f"client {client} got shares of {len(letters)} others and the threshold is {session.threshold} with "
-            "itself, all of the roster: it sends nothing; more clients have to take part"
+            f"client {client} got shares of {len(letters)} others and needs {arranged.shares} with itself, all of its "
+            "neighbours: it sends nothing; more clients have to take part"
         )
     sealing, shares = keys.private_key(me.me.sealing_seed), {client: me.kept}
     for sender in sorted(letters):
         shared = keys.agree(sealing, me.roster[sender].sealing)
         shares[sender] = keys.unseal(shared, session.name, sender, client, letters[sender])
-    return Holding(client, session, shares)
+    return Holding(client, session, arranged, shares)
 
 
 def mask(me: Shared, holding: Holding, vector: np.ndarray) -> np.ndarray:
@@ -180,19 +190,26 @@ def reveal(me: Holding, survivors: Collection[int]) -> Reveal:
         survivors: those whose masked vectors the server has.
 
     Raises:
-        ProtocolError: fewer survivors than the threshold, a stranger among them, or this client is not.
+        ProtocolError: fewer survivors than the threshold, a stranger among them, or this client is not; or no masks
+            tie some of them to the others, so that the server would learn the sum of a part of them.
     """
     if len(set(survivors)) < me.session.threshold:
         raise ProtocolError(
             f"the server has the vectors of {len(set(survivors))} clients and the threshold is "
             f"{me.session.threshold}, so client {me.client} reveals nothing: more clients have to take part"
         )
-    if me.client not in survivors or not set(survivors) <= me.shares.keys():
+    silent = {*me.graph.holders(me.client)} - me.shares.keys()
+    if me.client not in survivors or not set(survivors) <= {*me.graph.ring} - silent:
         raise ProtocolError(
             f"the survivors that the server names are not those that client {me.client} shared secrets with, so it "
             "reveals nothing: repeat the round"
         )
-    half = shamir.SECRET_BYTES
+    if not me.graph.connected(survivors):
+        raise ProtocolError(
+            f"the survivors fall into parts without a mask between them, so client {me.client} reveals nothing, or the "
+            "sums of the parts would be known: repeat the round"
+        )
+    half = shamir.SHARE_BYTES
     return Reveal(
         {client: both[half:] for client, both in me.shares.items() if client in survivors},
         {client: both[:half] for client, both in me.shares.items() if client not in survivors},

@@ -23,7 +23,11 @@ class Outcome:
 
 
 def aggregate(
-    vectors: Mapping[int, np.ndarray], threshold: int, gone: Mapping[int, str] | None = None, session: bytes = b"one"
+    vectors: Mapping[int, np.ndarray],
+    threshold: int,
+    gone: Mapping[int, str] | None = None,
+    session: bytes = b"one",
+    colluders: int = 0,
 ) -> Outcome:
     """One secure aggregation.
 
@@ -32,11 +36,12 @@ def aggregate(
         threshold: see `Session`.
         gone: the step at which a client falls silent, one of `STAGES`; the others do all.
         session: its name.
+        colluders: see `Session`.
 
     Raises:
-        ProtocolError: fewer clients than the threshold are left.
+        TooFewError: fewer clients than the threshold are left.
     """
-    agreed, gone = Session(session, threshold), gone or {}
+    agreed, gone = Session(session, threshold, colluders), gone or {}
 
     def there(step: str) -> list[int]:
         return [c for c in sorted(vectors) if c not in gone or STAGES.index(gone[c]) > STAGES.index(step)]
@@ -44,18 +49,20 @@ def aggregate(
     announced = {client: participant.advertise(client) for client in there("advertise")}
     roster = {client: one.advert for client, one in announced.items()}
     collector.enough(roster, agreed, "sent their keys")
+    graph = participant.graph_of(agreed, roster)
 
     shared = {client: participant.share(announced[client], agreed, roster) for client in there("share")}
     collector.enough(shared, agreed, "shared their secrets")
-    letters = collector.deliver({client: sent for client, (_, sent) in shared.items()})
+    letters = collector.deliver(graph, {client: sent for client, (_, sent) in shared.items()})
 
     holding = {client: participant.receive(shared[client][0], letters[client]) for client in there("mask")}
     masked = {c: participant.mask(shared[c][0], holding[c], vectors[c]) for c in there("mask")}
     collector.enough(masked, agreed, "sent their masked vectors")
+    collector.tied(graph, masked)
     total = np.zeros_like(next(iter(vectors.values())))
     for vector in masked.values():
         total += vector
 
     reveals = {client: participant.reveal(holding[client], masked.keys()) for client in there("reveal")}
-    plain = collector.unmask(agreed, roster, shared.keys(), total, masked.keys(), reveals)
+    plain = collector.unmask(agreed, roster, graph, shared.keys(), total, masked.keys(), reveals)
     return Outcome(plain, tuple(sorted(masked)), masked)

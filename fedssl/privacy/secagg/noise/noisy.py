@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedssl.errors import ConfigError, ProtocolError
-from fedssl.privacy.secagg import accounting, discrete_gaussian
 from fedssl.privacy.secagg.chacha import Stream
 from fedssl.privacy.secagg.fixed_point import FixedPoint
+from fedssl.privacy.secagg.noise import accounting, discrete_gaussian
 
 _SLACK = 1 + 1e-9  # what float64 may add to a norm
 
