@@ -107,10 +107,16 @@ def pairs(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
     A teacher is a `ModuleDict` whose keys are the parts it follows.
     """
     for name in part.follows:
-        followed = dict(tensors(model[name]))
-        follower = model[part.name]
-        for key, value in tensors(follower.get_submodule(name)):
-            yield value, followed[key]
+        yield from zip(_state(model[part.name].get_submodule(name)), _state(model[name]), strict=True)
+
+
+def _state(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and persistent buffers in the order of `tensors`, without the names, which take their time."""
+    for each in module.modules():
+        yield from (parameter for parameter in each._parameters.values() if parameter is not None)
+        for name, buffer in each._buffers.items():
+            if buffer is not None and name not in each._non_persistent_buffers_set:
+                yield buffer
 
 
 @torch.no_grad()

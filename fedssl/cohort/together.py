@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fedssl.client import Training
+from fedssl.cohort.group_norm import side_by_side
 from fedssl.cohort.stack import Optimizers, Pulls, Rows, Stack, clip
 from fedssl.cohort.views import joint_views
 from fedssl.gradient import PlainGradient
@@ -145,7 +146,8 @@ class _Together:
             found = functional_call(self._loss, own, (views, index, public, step))
             return found
 
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._local.precision == "bf16"):
+        half = torch.autocast(self._device.type, torch.bfloat16, enabled=self._local.precision == "bf16")
+        with half, side_by_side(self._loss):
             losses, aux = vmap(each)(named, views, torch.stack([batch.index for batch in batches]), joint)
         return losses, aux
 
