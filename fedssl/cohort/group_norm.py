@@ -37,7 +37,8 @@ class _GroupNorm(torch.autograd.Function):
         models: int = info.batch_size
         x = _at(x, in_dims[0], 1, models)
         scale, shift = (_at(p, dim, 0, models).flatten() for p, dim in ((weight, in_dims[1]), (bias, in_dims[2])))
-        return F.group_norm(x.flatten(1, 2), models * groups, scale, shift, eps).unflatten(1, (models, -1)), 1
+        out = F.group_norm(x.flatten(1, 2), models * groups, scale, shift, eps)
+        return out.view(len(out), models, -1, *out.shape[2:]), 1
 
 
 def _at(x: Tensor, found: int | None, wanted: int, models: int) -> Tensor:
