@@ -20,8 +20,8 @@ from simulations.audits.target import Claim, Run
 GRADIENTS, TWO_WORLDS, CLIENTS = "gradient canaries", "repeated steps", "client canaries"
 _CANARIES = 2000  # at least, over all repetitions
 _LENGTH = 1e3  # of a canary's gradient, far above any clipping norm
-_STEPS = 6000  # of both worlds, over all repetitions
-_ROUNDS = 20_000  # the same of an aggregation
+_STEPS = 4000  # of both worlds, over all repetitions
+_ROUNDS = 12_000  # the same of an aggregation
 _FEWEST, _MOST = 30, 500  # repetitions of each world
 
 
@@ -71,9 +71,7 @@ def _busiest(target: Run) -> int:
 def _transform(target: Run) -> Any:
     """What trains that client."""
     job, client = target.job, _busiest(target)
-    return job.privacy.planned(
-        len(target.parts[client]), job.local.batch_size, job.local.epochs, job.rounds_of(client)
-    )
+    return job.privacy.planned(len(target.parts[client]), job.local.batch_size, job.local.epochs, job.rounds_of(client))
 
 
 def _worlds(target: Run) -> Any:
@@ -88,7 +86,9 @@ def _of_records(target: Run, claim: Claim, confidence: float) -> float:
     if (two := _worlds(target)) is not None:
         steps = sum(cast(Planned, transform).steps if steps is None else steps for steps in done)
         release = two.release(batch_size=size, epochs=epochs, rounds=done)
-        scores = repeated_runs(release, two.direction, runs=_times(_STEPS, 2 * steps), seed=target.seed)
+        scores = repeated_runs(
+            release, two.direction(release, seed=target.seed), runs=_times(_STEPS, 2 * steps), seed=target.seed
+        )
         return scores.epsilon(delta=claim.delta, confidence=confidence)
     n, rounds = len(target.parts[client]), itertools.cycle(done)  # canaries for all of its records, again and again
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedssl import seeds
 from fedssl.decomposed import Own
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
@@ -41,7 +42,7 @@ class Worlds:
         model: of that method, with one parameter.
         present: views (n, ...) of all records, or none at all.
         absent: those without the record.
-        weights: of the parts of a release, gradient and statistic: over the squares of their noise.
+        parts: of a release, 1, or 2 with a statistic beside the gradient.
     """
 
     transform: Planned
@@ -49,15 +50,25 @@ class Worlds:
     model: Model
     present: Sequence[Tensor]
     absent: Sequence[Tensor]
-    weights: tuple[float, ...] = (1.0,)
+    parts: int = 1
 
     @property
-    def direction(self) -> Tensor:
-        """How far the record moves the sum of a whole batch without noise, by the precision of each part."""
+    def moved(self) -> Tensor:
+        """How far the record moves what a step of all records releases, without noise."""
         quiet = replace(self.transform, noise_multiplier=0.0, memory={})
         rng = np.random.default_rng(0)  # of noise that is multiplied by zero, and of labels
-        moved = self._step(quiet, True, None, rng) - self._step(quiet, False, None, rng)
-        return moved * torch.tensor(self.weights, dtype=torch.float64)
+        return self._step(quiet, True, None, rng) - self._step(quiet, False, None, rng)
+
+    def direction(self, release: Release, *, pilots: int = 50, seed: int = 0) -> Tensor:
+        """Where to look: how far the record moves each part, over the variance that a few runs show.
+
+        Args:
+            release: see `release`.
+            pilots: runs without the record, whose noise no other run has.
+            seed: of them.
+        """
+        seen = torch.stack([release(False, seeds.stream(seed, "audit", "pilot", i)) for i in range(pilots)])
+        return self.moved / seen.var(dim=0).clamp(min=1e-300)
 
     def release(self, *, batch_size: int, epochs: int, rounds: Sequence[int | None]) -> Release:
         """All that a client releases in these rounds, added up.
@@ -68,7 +79,7 @@ class Worlds:
         """
 
         def released(there: bool, rng: np.random.Generator) -> Tensor:
-            total = torch.zeros(len(self.weights), dtype=torch.float64)
+            total = torch.zeros(self.parts, dtype=torch.float64)
             for limit in rounds:
                 fresh = replace(self.transform, memory={})  # as each round has its own
                 records = len((self.present if there else self.absent)[0])
@@ -109,12 +120,8 @@ def worlds(transform: Planned, method: SSLMethod) -> Worlds | None:
 def _of_statistics(transform: Planned, mechanism: StatisticsDP) -> Worlds:
     """One record, with a statistic and a gradient that are both clipped; without it, nobody."""
     record = _LONG * torch.tensor([[mechanism.clip_norm, mechanism.statistic_norm]], dtype=torch.float64)
-    # s1^-2 : s2^-2 is the share; the statistic comes out in units of its norm, the gradient in those of its own
-    weights = (
-        (1 - mechanism.statistic_share) / mechanism.clip_norm**2,
-        mechanism.statistic_share / mechanism.statistic_norm**2,
-    )
-    return Worlds(transform, _Stated(), _Stated.model(), [record], [record[:0]], weights)
+    method: SSLMethod = _Stated()  # type: ignore[abstract]  # what it leaves empty is optional
+    return Worlds(transform, method, _Stated.model(), [record], [record[:0]], parts=2)
 
 
 def _of_slots(transform: Planned, mechanism: GroupDP) -> Worlds:
