@@ -335,11 +335,7 @@ DELTA["secure_dp"] = ("aggregation.delta=0.01",)
 
 @pytest.mark.parametrize(
     ("aggregation", "strategy"),
-    [
-        *((name, "fedadam") for name in config.options_of("aggregation")),
-        ("client_dp", "fedavg"),
-        ("client_dp", "fedema"),
-    ],
+    [(name, strategy) for name in config.options_of("aggregation") for strategy in ("fedavg", "fedema", "fedadam")],
 )
 def test_every_aggregation_runs_repeats_and_resumes(
     aggregation: str, strategy: str, plan: Compose, monkeypatch: pytest.MonkeyPatch

@@ -184,7 +184,7 @@ def _promised(private: Private, plan: Schedule, lost: tuple[tuple[int, int], ...
 def _check(offer: _Offer, floor: Mapping[str, object]) -> None:
     highest, delta, secure = (floor.get(key) for key in ("max-epsilon", "max-delta", "secure-noise"))
     if highest is not None and (offer.epsilon is None or offer.epsilon > float(str(highest)) * (1 + 1e-9)):
-        asked = offer.epsilon if offer.epsilon is None else f"{offer.epsilon:.4g}"
+        asked = offer.epsilon if offer.epsilon is None else round(offer.epsilon, 4)
         way = f"{offer.budget}={highest}" if offer.group == "privacy" else f"{offer.budget} of {highest}"
         raise PrivacyError(
             f"this node allows epsilon {highest} and the job asks for {asked}: set {way}, or do without this node"
