@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,17 +13,13 @@ from fedssl.charts import Line, Panel, chart
 from fedssl.errors import ConfigError
 from fedssl.figures import save
 from fedssl.privacy.audit.attacks import CONFIDENCE, Attack, Finding, attacks, finding, paired_bound
-from fedssl.privacy.audit.mechanism import one_run, through
 from fedssl.privacy.audit.roc import curve, p_value
 from fedssl.rundir import RunDirectory
-from simulations.audits import inversion_demo, shadow_runs
+from simulations.audits import canaries, inversion_demo, shadow_runs
 from simulations.audits.target import Claim, Run
 
-CANARIES = "gradient canaries"
 _POINTS = 200  # of a curve that is drawn
 _UNLIKE = 0.001  # p-value below which members and others are not alike
-_CANARIES = 2000  # at least, over all repetitions
-_CANARY = 1e3  # length of a canary's gradient, far above any clipping norm
 USAGE = "fedssl audit runs/NAME [--examples 1000] [--seed 0] [--shadows 8] [--inversion 2]"
 
 
@@ -84,6 +78,8 @@ class Outcome:
     found: Sequence[Finding]
     scores: Mapping[str, tuple[Any, Any]]  # of the attacks: members' and others'
     verdicts: Sequence[Verdict]  # of every attack on each claim
+    direct: Sequence[Verdict]  # those of canaries, which read no model
+    estimates: Mapping[str, float]  # of epsilon, by canaries: no bounds
     control: Finding  # EncoderMI-V on the untrained model
     alike: bool  # whether members and others look alike to a model that knows nothing
 
@@ -111,6 +107,7 @@ def main(arguments: Sequence[str]) -> int:
         "confidence": CONFIDENCE,
         "attacks": [asdict(each) for each in outcome.found],
         "bounds": [{**asdict(verdict), "contradicts": verdict.contradicts} for verdict in outcome.verdicts],
+        "estimates": dict(outcome.estimates),
         "control": {**asdict(outcome.control), "alike": outcome.alike},
         "contradicted": outcome.contradicted,
     }
@@ -139,9 +136,9 @@ def audit(target: Run, options: Options) -> Outcome:
     if shadows:
         on_run, on_shadows, game = shadow_runs.attack(target, shadows, own)
         tried.append(on_run)
-    canaries = [claim for claim in target.claims if claim.unit == "record" and claim.epsilon is not None]
-    games = [] if game is None else game.claims
-    joint = 1 - (1 - CONFIDENCE) / (len(tried) * len(target.claims) + len(games) + len(canaries))
+    played = list(canaries.games(target))
+    claims = [] if game is None else game.claims
+    joint = 1 - (1 - CONFIDENCE) / (len(tried) * len(target.claims) + len(claims) + len(played))
 
     def paired(attack: Attack, claim: Claim) -> float:
         rule: dict[str, Any] = {"delta": claim.delta, "confidence": joint, "classes": target.classes}
@@ -150,39 +147,14 @@ def audit(target: Run, options: Options) -> Outcome:
     verdicts = [Verdict(each.name, paired(each, claim), claim) for claim in target.claims for each in tried]
     found = [finding(each, verdict.epsilon, seed=options.seed) for each, verdict in zip(tried, verdicts, strict=False)]
     if game is not None and on_shadows is not None:
-        judged = [Verdict(on_shadows.name, game.bound(claim, joint), game.judged(claim)) for claim in games]
+        judged = [Verdict(on_shadows.name, game.bound(claim, joint), game.judged(claim)) for claim in claims]
         found.append(finding(on_shadows, judged[0].epsilon, seed=options.seed))
         verdicts += judged
-    verdicts += [Verdict(CANARIES, _canaries(target, claim, joint), claim) for claim in canaries]
+    direct = [Verdict(each.name, each.bound(target, joint), each.claim) for each in played]
+    estimates = {each.name: value for each in played if (value := each.estimate(target)) is not None}
     scores = {each.name: (each.members, each.others) for each in (*tried, on_shadows) if each is not None}
     control = finding(next(each for each in untrained if each.name == "EncoderMI-V"), 0.0, seed=options.seed)
-    return Outcome(found, scores, verdicts, control, alike)
-
-
-def _canaries(target: Run, claim: Claim, confidence: float) -> float:
-    """The gradients' code, as often as for the client with the most updates, with canaries for all of its records.
-
-    Again and again, until there are enough canaries to see something.
-    """
-    job, done = target.job, target.steps
-    client = max(done, key=lambda each: (len(done[each]), sum(steps or 0 for steps in done[each]), -each))
-    size, epochs, rounds = job.local.batch_size, job.local.epochs, itertools.cycle(done[client])
-    n = len(target.parts[client])
-    transform = job.privacy.planned(n, size, epochs, job.rounds_of(client))
-
-    def mechanism(gradients: Any, rng: np.random.Generator) -> Any:
-        return through(transform, batch_size=size, epochs=epochs, limit=next(rounds))(gradients, rng)
-
-    return one_run(
-        mechanism,
-        canaries=n,
-        length=_CANARY,
-        seed=target.seed,
-        delta=claim.delta,
-        confidence=confidence,
-        steps=len(done[client]),
-        repeats=math.ceil(_CANARIES / n),
-    )
+    return Outcome(found, scores, [*verdicts, *direct], direct, estimates, control, alike)
 
 
 def _figure(scores: Mapping[str, tuple[Any, Any]]) -> Any:
@@ -206,9 +178,8 @@ def _show(target: Run, outcome: Outcome, inversion: Any) -> None:
     found = outcome.found
     for each in found:
         print(f"{_row(each)}{each.epsilon:12.2f}")
-    for verdict in outcome.verdicts:
-        if verdict.name == CANARIES:
-            print(f"{verdict.name:71}{verdict.epsilon:12.2f}")
+    for verdict in outcome.direct:
+        print(f"{verdict.name:71}{verdict.epsilon:12.2f}")
     print(_row(replace(outcome.control, name="control: untrained encoder")))
     print(f"{found[0].members} members, {found[0].others} others; intervals and bounds at 95 %; unit: one record")
     if not outcome.alike:
@@ -216,6 +187,8 @@ def _show(target: Run, outcome: Outcome, inversion: Any) -> None:
             "members and others differ under an untrained encoder already, so they were not divided at random: "
             "areas and rates say nothing of membership, and bounds from pairs are left out"
         )
+    for name, value in outcome.estimates.items():
+        print(f"{name}: the final model alone tells an estimated epsilon of {value:.2f}, which is no bound")
     if inversion:
         print(
             f"gradient inversion of {inversion['batch']} examples: {inversion['psnr_db']:.1f} dB to the records, "

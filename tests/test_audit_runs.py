@@ -18,7 +18,7 @@ from fedssl.datasets.base import Data
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.rundir import RunDirectory
 from simulations import inspect_audit
-from simulations.audits import inversion_demo
+from simulations.audits import canaries, inversion_demo
 from simulations.audits import target as target_module
 from simulations.audits.target import Claim, Run
 
@@ -144,6 +144,35 @@ def test_a_run_that_claims_for_clients(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "for one client; that is no proof" in printed
     assert "gradient canaries" not in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (canaries.TWO_WORLDS, ("method=vicreg", "privacy=statistics")),
+        (canaries.TWO_WORLDS, ("method=simclr", "privacy=groups", "privacy.size=4")),
+        (canaries.TWO_WORLDS, ("method=sigmoid", "privacy=pairs")),
+        (canaries.CLIENTS, ("method=byol", "aggregation=client_dp", "aggregation.delta=1e-5")),
+        (canaries.CLIENTS, ("method=byol", "aggregation=local_dp", "aggregation.delta=1e-5")),
+        (canaries.CLIENTS, ("method=byol", "aggregation=ftrl", "aggregation.delta=1e-5", "aggregation.band=1")),
+        (canaries.CLIENTS, ("method=byol", "aggregation=secure_dp")),
+    ],
+)
+def test_the_mechanism_of_every_claim_is_audited(
+    name: str, options: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few repetitions here: what canaries find is tested in test_audit_worlds and test_audit_federation."""
+    for budget in ("_STEPS", "_ROUNDS", "_FEWEST"):
+        monkeypatch.setattr(canaries, budget, 40)
+    noise = [f"privacy.{key}={value}" for key, value in (("epsilon", "null"), ("noise_multiplier", 1.0))]
+    chosen = [*options, *(noise if name == canaries.TWO_WORLDS else [])]
+    small = ("federation.rounds=1", "method.norm=group", "local.batch_size=20")
+    run = execute(config.compose([*tiny(*chosen, *small), f"out={tmp_path}", "name=run"]))
+    assert inspect_audit.main([str(run.path), "--examples", "20"]) == 0
+    found = json.loads((run.path / "audit.json").read_text())
+    (bound,) = (each for each in found["bounds"] if each["name"] == name)
+    assert 0 <= bound["epsilon"] < bound["claim"]["epsilon"] == found["claims"][0]["epsilon"]
+    assert set(found["estimates"]) == ({name} if options[1].endswith(("client_dp", "local_dp", "ftrl")) else set())
 
 
 def test_what_stays_on_clients_is_not_read(tmp_path: Path) -> None:

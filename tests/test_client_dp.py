@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -331,14 +332,15 @@ PRIVATE = ("federation.clients=4", "participation=cohorts", "participation.group
 DELTA = {"client_dp": ("aggregation.delta=0.01",), "local_dp": ("aggregation.delta=0.01",)}
 DELTA["ftrl"] = ("aggregation.delta=0.01", "aggregation.band=2")
 DELTA["secure_dp"] = ("aggregation.delta=0.01",)
+STRATEGIES = ("fedadam", "fedavg", "fedema")
+TURN = tuple(zip(config.options_of("aggregation"), itertools.cycle(STRATEGIES), strict=False))
 
 
 @pytest.mark.parametrize(
     ("aggregation", "strategy"),
-    [
-        *((name, "fedadam") for name in config.options_of("aggregation")),
-        ("client_dp", "fedavg"),
-        ("client_dp", "fedema"),
+    [  # all 21 take a minute: every aggregation, every strategy with at least two, and one with all of them
+        *TURN,
+        *(("client_dp", strategy) for strategy in STRATEGIES if ("client_dp", strategy) not in TURN),
     ],
 )
 def test_every_aggregation_runs_repeats_and_resumes(

@@ -180,6 +180,23 @@ class Private(Protocol):
 
 
 @runtime_checkable
+class OwnAccount(Protocol):
+    """An aggregation under which every client is private of itself, and keeps a ledger of what it has let go."""
+
+    def turn(self, plan: Planned, at: int, attempt: int) -> Entry:
+        """What an attempt of a turn costs the client that takes it."""
+        ...
+
+    def assure(self, plan: Planned, told: Told) -> None:
+        """On the client, before it trains: refuse to take less noise than the turn is accounted with.
+
+        Raises:
+            PrivacyError: the server's words would make it so.
+        """
+        ...
+
+
+@runtime_checkable
 class Answering(Protocol):
     """An aggregation whose server asks clients before or after they train."""
 

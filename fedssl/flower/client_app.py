@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -24,7 +24,7 @@ from fedssl.flower.rule import Own, PartRule
 from fedssl.job import Job, parse
 from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
 from fedssl.parts import Arrays, Layout, Share, part_of
-from fedssl.privacy.spending import agree, pay
+from fedssl.privacy.spending import agree, pay, pay_turn
 from fedssl.setup import build_model, data_of, device_of, public_of, shares_of, untrained
 from fedssl.shards import shard_of
 
@@ -92,8 +92,7 @@ def _shares(job: Job, client: int, config: ConfigRecord) -> dict[tuple[int, int]
 
     Where cohorts are secret it does not know which of them it was in, and counts all.
     """
-    rounds, attempts = (cast(list[int], config.get(f"lost-{name}", [])) for name in ("rounds", "attempts"))
-    lost = list(zip(rounds, attempts, strict=True))
+    lost = clients.lost(config)
     if job.aggregation.secret_cohorts:
         return dict.fromkeys(lost, 1.0)
     turns = [(at, attempt, turn) for at, attempt in lost for turn in job.attendance(at).turns]
@@ -134,10 +133,12 @@ def train(message: Message, context: Context) -> Message:
     if job.privacy.private:
         rounds = job.federation.rounds if job.aggregation.secret_cohorts else job.rounds_of(client)
     gradient = job.privacy.planned(len(shard), job.local.batch_size, job.local.epochs, rounds)
-    agree(gradient, context.node_config)
+    agree(gradient, context.node_config, job.aggregation, job.planned, clients.lost(config))
     lost = _shares(job, client, config)
     paid = pay(gradient, state.ledger, at, attempt, work, lost)
-    replace(state, ledger=paid.ledger.text()).save(context)  # before a step is taken, not after
+    words, floor = clients.told(config), context.node_config
+    own = pay_turn(job.aggregation, job.planned, state.own, (at, attempt), lost, words, floor)
+    replace(state, ledger=paid.ledger.text(), own=own).save(context)  # before a step is taken, not after
     result = fit(
         job.method,
         worker.model,
@@ -182,7 +183,7 @@ def train(message: Message, context: Context) -> Message:
     known = payload.uploads(job, data_of(job, device).train.shape)
     payload.check_reply(known, sent, metrics, [*result.measures, *result.movement])
     if not job.aggregation.each:
-        ClientState(to_arrays(worker.model, local), mine, memo, at, ledger=paid.ledger.text()).save(context)
+        ClientState(to_arrays(worker.model, local), mine, memo, at, ledger=paid.ledger.text(), own=own).save(context)
         state_files.keep(config, context, client, at)
         content = clients.reply(job, config, sender, sent, asked, context, paid.public)
         return Message(content, reply_to=message)

@@ -67,6 +67,7 @@ class ClientState:
     round: int = 0  # the last round in which the client trained; 0 = never
     residual: Arrays = field(default_factory=dict)  # what compression has not sent yet
     ledger: str = ""  # what has been spent of its examples' privacy: `Ledger.text`
+    own: str = ""  # and of its own, where it adds the noise to its update itself
 
     def save(self, context: Context) -> None:
         """Put the state into a Flower context."""
@@ -74,7 +75,7 @@ class ClientState:
         context.state["mine"] = encode(self.mine)
         context.state["residual"] = encode(self.residual)
         context.state["memo"] = ConfigRecord({**self.memo, "round": self.round})
-        context.state["ledger"] = ConfigRecord({"text": self.ledger})
+        context.state["ledger"] = ConfigRecord({"text": self.ledger, "own": self.own})
 
     @classmethod
     def load(cls, context: Context) -> ClientState:
@@ -85,12 +86,13 @@ class ClientState:
         last = int(memo.pop("round"))
         records = context.state.array_records
         local, mine, residual = (decode(records[name]) for name in ("local", "mine", "residual"))
-        return cls(local, mine, memo, last, residual, str(context.state.config_records["ledger"]["text"]))
+        spent = context.state.config_records["ledger"]
+        return cls(local, mine, memo, last, residual, str(spent["text"]), str(spent.get("own", "")))
 
     @property
     def empty(self) -> bool:
         """Whether nothing would be lost with it."""
-        return not (self.local or self.mine or self.memo or self.residual or self.ledger)
+        return not (self.local or self.mine or self.memo or self.residual or self.ledger or self.own)
 
 
 def reply(arrays: Mapping[str, np.ndarray], metrics: Mapping[str, float | int]) -> RecordDict:

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedssl import partition, payload, tree
-from fedssl.aggregation.base import Memory
+from fedssl.aggregation.base import Memory, OwnAccount
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.flower import checks, codec, state_files, strategy_state, turns
@@ -265,10 +265,12 @@ def _restore_clients(run: Running, done: int) -> None:
     """Give the clients of this process the states they had at the checkpoint."""
     if isinstance(run.grid, InProcessGrid):
         state_files.give(run.grid, run.nodes, run.rundir.clients, done)
-    elif (
+        return
+    own = isinstance(run.job.aggregation, OwnAccount)
+    if (
         done
         and run.state_dir is None
-        and (Share.local in run.shares.values() or run.job.compression.remembers or run.job.privacy.private)
+        and (Share.local in run.shares.values() or run.job.compression.remembers or run.job.privacy.private or own)
     ):
         raise ResumeError(
             "this run keeps state on its clients, and this Flower runtime has forgotten them: "

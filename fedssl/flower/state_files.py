@@ -23,7 +23,7 @@ def write(folder: Path, client: int, state: ClientState) -> None:
     """Write a client's state under the round in which it was last changed."""
     groups = {"local": state.local, "mine": state.mine, "residual": state.residual}
     arrays = {f"{group}/{key}": value for group, own in groups.items() for key, value in own.items()}
-    meta = {"memo": json.dumps(state.memo), "round": str(state.round), "ledger": state.ledger}
+    meta = {"memo": json.dumps(state.memo), "round": str(state.round), "ledger": state.ledger, "own": state.own}
     write_arrays(folder / f"{client:06d}-{state.round:06d}.safetensors", arrays, meta)
 
 
@@ -49,7 +49,7 @@ def read(path: Path) -> ClientState:
     for key, value in arrays.items():
         group, _, name = key.partition("/")
         groups[group][name] = value
-    return ClientState(groups["local"], groups["mine"], memo, last, groups["residual"], ledger)
+    return ClientState(groups["local"], groups["mine"], memo, last, groups["residual"], ledger, meta.get("own", ""))
 
 
 def prune(folder: Path, client: int, at_most: int) -> None:

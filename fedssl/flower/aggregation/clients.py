@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, RecordDict
@@ -20,6 +21,12 @@ STATE = "aggregation"  # in a Context: what a client remembers of a conversation
 def told(config: Mapping[str, object]) -> dict[str, Scalar]:
     """What the server's session told this client."""
     return {k.removeprefix(_PREFIX): v for k, v in config.items() if k.startswith(_PREFIX)}  # type: ignore[misc]
+
+
+def lost(config: Mapping[str, object]) -> list[tuple[int, int]]:
+    """The attempts of rounds that have begun and are lost, by round and attempt."""
+    rounds, attempts = (cast(list[int], config.get(f"lost-{name}", [])) for name in ("rounds", "attempts"))
+    return list(zip(rounds, attempts, strict=True))
 
 
 def untold(words: Told) -> dict[str, Scalar]:

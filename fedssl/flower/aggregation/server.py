@@ -16,6 +16,7 @@ from fedssl.aggregation.base import Memory, Occasion, Private, Session, Told
 from fedssl.errors import TooFewError
 from fedssl.flower import codec
 from fedssl.flower.aggregation.clients import untold
+from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import exchange, reason
 from fedssl.job import Job
 from fedssl.model import Model
@@ -119,6 +120,11 @@ class Server:
         if self._private is not None:
             for sentence in self._private.remarks(self.job.planned, size):
                 reporter.say(sentence)
+            if not isinstance(self.grid, InProcessGrid) and self._private.declaration(self.job.planned).seeded:
+                reporter.say(
+                    "the noise follows from the seed of the run, which the server and every client know: on real "
+                    "devices set aggregation.secure=true, or the epsilon holds against nobody of them"
+                )
         if not self.each and self.job.evaluate.clients:
             reporter.say(
                 f"evaluate.clients={self.job.evaluate.clients} is read as 0, and clients report no loss: with this "

@@ -42,9 +42,18 @@ def client_canary_estimate(released: Floats, canaries: Floats, *, delta: float) 
             f"a release of shape {released.shape} and canaries of shape {canaries.shape} do not fit: give (d,) and "
             "(k, d), k at least 2"
         )
-    cosines = canaries @ released / max(float(np.linalg.norm(released)), 1e-300)
-    scale = math.sqrt(released.size)  # epsilon does not change if both are scaled
-    return normal_epsilon((0.0, 1.0), (float(cosines.mean()) * scale, float(cosines.std(ddof=1)) * scale), delta)
+    return estimate_of(scaled_cosines(released, canaries), delta=delta)
+
+
+def scaled_cosines(released: Floats, canaries: Floats) -> Floats:
+    """(k,) the cosines with each canary times sqrt(d): standard normal where nothing was sent."""
+    length = max(float(np.linalg.norm(released)), 1e-300)
+    return np.asarray(canaries @ released * (math.sqrt(released.size) / length), np.float64)
+
+
+def estimate_of(cosines: Floats, *, delta: float) -> float:
+    """The epsilon between a standard normal distribution and the one of such cosines; see `client_canary_estimate`."""
+    return normal_epsilon((0.0, 1.0), (float(cosines.mean()), float(cosines.std(ddof=1))), delta)
 
 
 def normal_epsilon(first: tuple[float, float], second: tuple[float, float], delta: float) -> float:

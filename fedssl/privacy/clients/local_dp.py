@@ -24,6 +24,7 @@ from fedssl.aggregation.base import (
 )
 from fedssl.aggregation.noise import Noise
 from fedssl.aggregation.sampling import most_turns, sampling_of
+from fedssl.errors import PrivacyError
 from fedssl.parts import Arrays
 from fedssl.privacy.clients.flat import clip, length
 from fedssl.privacy.ledger import Entry
@@ -106,6 +107,19 @@ class LocalDP:
         most = (0, *most_turns(plan))
         count = most[at] - most[at - 1] if attempt == 1 else 1
         return Entry(at, attempt, "changes of a client", self.multiplier(plan), 1.0, count)
+
+    def turn(self, plan: Planned, at: int, attempt: int) -> Entry:
+        """See `OwnAccount`."""
+        return Entry(at, attempt, "own changes", self.multiplier(plan), 1.0, 1)
+
+    def assure(self, plan: Planned, told: Told) -> None:
+        """See `OwnAccount`: the noise is the job's own, and the server's word can only add to it."""
+        least, said = 2 * self.clip * self.multiplier(plan), float(told.get(SPREAD, 0.0))
+        if not said >= least * (1 - 1e-9):
+            raise PrivacyError(
+                f"the server asks for noise of {said:.6g} where the job's is {least:.6g}, so that this client "
+                "would be told apart: it does not train; use a server that runs the job as it is"
+            )
 
     def budget(self, plan: Planned) -> tuple[float | None, float]:
         """The target, if there is one."""
