@@ -10,6 +10,7 @@ import pytest
 from conftest import execute
 
 from fedssl.aggregation.base import Planned
+from fedssl.aggregation.spending import planned
 from fedssl.config import Plan
 from fedssl.errors import PrivacyError
 from fedssl.flower.aggregation.server import Server
@@ -72,7 +73,8 @@ def test_every_claim_of_a_job_must_meet_the_floor() -> None:
 
 def test_repeated_rounds_count_against_the_floor() -> None:
     dp, always = SecureDP(), Planned(3, 1, 0, Synchronous())
-    most = gaussian_epsilon(1.0, 1, DELTA) + 0.01
+    most = planned(dp, always).epsilon(DELTA) + 0.01
+    assert most > gaussian_epsilon(1.0, 1, DELTA), "noise in whole steps costs more"
     agree(PLAIN, {"max-epsilon": most}, dp, always)
     with pytest.raises(PrivacyError, match="allows epsilon"):
         agree(PLAIN, {"max-epsilon": most}, dp, always, [(1, 1)])

@@ -422,8 +422,16 @@ def test_a_round_is_paid_before_it_is_trained_and_a_lost_one_in_full() -> None:
     assert (one.work, one.public["spent"]) == (1.0, 5)
     lost = pay(transform, one.ledger.text(), 2, 2, 1.0, {(2, 1): 1.0})
     assert (lost.public["spent"], spent(lost.ledger.text())) == (15, 15)
-    again = pay(transform, lost.ledger.text(), 2, 2, 1.0, {(2, 1): 1.0})
-    assert spent(again.ledger.text()) == 15, "written once"
+    later = pay(transform, lost.ledger.text(), 3, 1, 1.0, {(2, 1): 1.0, (2, 2): 1.0})
+    assert spent(later.ledger.text()) == 20, "what is lost is written once"
+
+
+def test_noise_that_was_paid_for_is_not_drawn_again() -> None:
+    """A server that repeats an attempt with another model would learn the difference under equal noise."""
+    transform = ExampleDP(epsilon=3.0).planned(40, 8, 1, 4)
+    one = pay(transform, "", 1, 1, 1.0, {})
+    with pytest.raises(PrivacyError, match="a second time for attempt 1"):
+        pay(transform, one.ledger.text(), 1, 1, 1.0, {})
 
 
 def test_training_stops_before_a_step_would_exceed_the_budget() -> None:
