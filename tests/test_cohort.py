@@ -244,6 +244,7 @@ def test_the_fastest_size_is_chosen_by_what_was_measured() -> None:
     choice.took(32, 10, 5.0)
     assert not found
     choice.took(8, 0, 9.0)  # no step, no measurement
+    choice.took(10, 10, 0.1)  # the last ones of a round: no candidate
     choice.took(8, 10, 4.0)  # slower than its first turn: the better one counts
     assert found == [8]
     assert (choice.next(100), choice.next(3)) == (8, 3)

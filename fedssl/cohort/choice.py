@@ -50,8 +50,9 @@ class Choice:
             self._seconds.setdefault(size, []).append(seconds / steps)
             if any(len(self._seconds.get(candidate, ())) < _TURNS for candidate in self._candidates):
                 return
-            self._size = self._best()
-        self._decided(self._size, {candidate: min(self._seconds[candidate]) for candidate in self._candidates})
+            known = {candidate: min(self._seconds[candidate]) for candidate in self._candidates}
+            self._size = min(known, key=lambda candidate: known[candidate])
+        self._decided(self._size, known)
 
     def _best(self) -> int:
         return min(self._seconds, key=lambda size: min(self._seconds[size]), default=1)
