@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +16,22 @@ from fedssl.errors import ConfigError, PrivacyError
 from fedssl.gradient import split
 from fedssl.method import Batch, LossOutput, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.privacy.ghost.layers import Outer
+from fedssl.privacy.ghost.tape import collected, noting
 
 _PUBLIC_ROWS = (
     "opacus' hooks add the gradients of the public examples beside a batch to those of its records, row by row: use "
     "privacy.engine=vmap"
 )
 
+_CANCELLED = 100.0  # clip norms: float32 leaves a millionth of them in what terms of that length add up to
+
 
 class Engine(StrEnum):
     """How the gradients of single records are found; all give the same numbers."""
 
-    vmap = auto()  # torch.func: one vectorised pass over records; the fastest
+    ghost = auto()  # one ordinary pass over the batch; the fastest
+    vmap = auto()  # torch.func: one vectorised pass over records
     hooks = auto()  # opacus: for networks that vmap cannot trace
     loop = auto()  # one record after another: for anything, slowly
 
@@ -36,13 +41,13 @@ class Records:
     """The gradients of some records, and what their loss returned.
 
     Attributes:
-        gradients: for each trainable parameter (n, *shape).
+        gradients: for each trainable parameter (n, *shape), or what they are sums of.
         losses: (n,) detached.
         features: (n, D) detached.
         aux: the methods' own tensors, with a leading n.
     """
 
-    gradients: Sequence[Tensor]
+    gradients: Sequence[Tensor | Outer]
     losses: Tensor
     features: Tensor
     aux: Mapping[str, Tensor]
@@ -65,14 +70,19 @@ class _Objective(nn.Module):
         return self.method.loss(self.model, alone, step)
 
 
-def by_vmap(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Records:
+def by_vmap(
+    method: SSLMethod, model: Model, batch: Batch, step: Step, only: Sequence[nn.Parameter] | None = None
+) -> Records:
     """Vectorised over the records of a batch whose views are tensors; its memory is records times parameters.
 
     A layer that normalises over the batch sees one record here, so it could not couple records even if admitted.
+
+    Args:
+        only: of the trainable parameters; None: all.
     """
     objective = _Objective(method, model)
-    names = [name for name, p in objective.named_parameters() if p.requires_grad]
-    values = {name: p.detach() for name, p in objective.named_parameters() if p.requires_grad}
+    wanted = {id(p) for p in (trainable(model) if only is None else only)}
+    values = {name: p.detach() for name, p in objective.named_parameters() if id(p) in wanted}
 
     def loss(parameters: dict[str, Tensor], views: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Any]:
         out: LossOutput = functional_call(objective, parameters, (views, index, batch, step))
@@ -80,7 +90,31 @@ def by_vmap(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Record
 
     each = vmap(grad_and_value(loss, has_aux=True), in_dims=(None, 0, 0), randomness="different")
     gradients, (losses, (features, aux)) = each(values, list(batch.views), batch.index)
-    return Records([gradients[name] for name in names], losses.detach(), features, aux)
+    return Records([gradients[name] for name in values], losses.detach(), features, aux)
+
+
+def by_ghost(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Records:
+    """One pass over the batch in which known layers note what they see: exact for losses without coupling.
+
+    Parameters that anything else reads too (a learnable scalar, a normalised weight) go through `by_vmap`, and so does
+    all with public examples beside the batch, whose rows belong to every record.
+
+    Raises:
+        PrivacyError: a layer saw another number of rows than there are records.
+    """
+    if batch.public is not None:
+        return by_vmap(method, model, batch, step)
+    parameters = trainable(model)
+    with noting(model) as tape:
+        out = method.loss(model, batch, step)
+    if out.per_example is None:
+        return by_vmap(method, model, batch, step)
+    found, others = collected(tape, out.per_example, parameters)
+    if others:
+        ordered = [p for p in parameters if any(p is other for other in others)]
+        found.update(zip(ordered, by_vmap(method, model, batch, step, ordered).gradients, strict=True))
+    scalars = {key: value.detach().expand(len(batch.index)) for key, value in out.aux.items() if value.dim() == 0}
+    return Records([found[p] for p in parameters], out.per_example.detach(), out.features.detach(), scalars)
 
 
 def by_loop(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Records:
@@ -161,7 +195,7 @@ def by_engine(engine: Engine, method: SSLMethod, model: Model, batch: Batch, ste
     """As the engine says; views that are no tensors, such as graphs, go through the loop."""
     if engine is Engine.loop or not all(isinstance(view, Tensor) for view in batch.views):
         return by_loop(method, model, batch, step)
-    return (by_hooks if engine is Engine.hooks else by_vmap)(method, model, batch, step)
+    return {Engine.ghost: by_ghost, Engine.vmap: by_vmap, Engine.hooks: by_hooks}[engine](method, model, batch, step)
 
 
 def singles(batch: Batch) -> Iterator[Batch]:
@@ -175,30 +209,51 @@ def pieces(batch: Batch, size: int) -> Iterator[Batch]:
         yield Batch(views, index, batch.public, batch.public_index)
 
 
-def norms(gradients: Iterable[Tensor]) -> Tensor:
+def norms(gradients: Iterable[Tensor | Outer]) -> Tensor:
     """(n,) the length of each record's gradient over all parameters, in float64 so that no small one is lost."""
-    parts = [torch.linalg.vector_norm(_rows(g), dim=1, dtype=torch.float64) for g in gradients]
+    parts = [g.lengths()[0] if isinstance(g, Outer) else _lengths(g) for g in gradients]
     lengths: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
     return lengths
 
 
-def clipped_sum(gradients: Sequence[Tensor], clip_norm: float) -> list[Tensor]:
+def clipped_sum(gradients: Sequence[Tensor | Outer], clip_norm: float) -> list[Tensor]:
     """The sum over records of their gradients, each shortened to at most `clip_norm` (Abadi et al. 2016).
 
-    A gradient that is not finite counts as none: one bad record may not decide whether the others are heard.
+    A gradient that is not finite counts as none: one bad record may not decide whether the others are heard. Sums of
+    terms that cancel out are formed before they are measured: what is added up must be what was measured, and not
+    differ from it by the rounding of its terms.
     """
-    lengths = norms(gradients)
-    sound = lengths.isfinite()
-    factors = torch.where(sound, (clip_norm / lengths).clamp(max=1.0), 0.0)
-    # 0 times infinity is no number. On a GPU, asking whether there is any would wait for it.
-    if lengths.is_cuda or not bool(sound.all()):
-        gradients = [torch.where(_as(sound, g), g, torch.zeros_like(g)) for g in gradients]
-    return [(factors.to(g.dtype) @ _rows(g)).view(g.shape[1:]) for g in gradients]
+    with torch.autocast(gradients[0].device.type, enabled=False):  # the bound is of the numbers that are added up
+        bounds = {i: g.lengths() for i, g in enumerate(gradients) if isinstance(g, Outer)}
+        parts = [bounds[i][0] if i in bounds else _lengths(cast(Tensor, g)) for i, g in enumerate(gradients)]
+        factors, sound = _factors(parts, clip_norm)
+        cancelled = [i for i, (_, bound) in bounds.items() if bool((factors * bound > _CANCELLED * clip_norm).any())]
+        if cancelled:
+            dense = [cast(Outer, g).dense() if i in cancelled else g for i, g in enumerate(gradients)]
+            return clipped_sum(dense, clip_norm)
+        # 0 times infinity is no number. On a GPU, asking whether there is any would wait for it.
+        if sound.is_cuda or not bool(sound.all()):
+            gradients = [g.only(sound) if isinstance(g, Outer) else _only(g, sound) for g in gradients]
+        return [
+            g.weighted(factors) if isinstance(g, Outer) else (factors.to(g.dtype) @ _rows(g)).view(g.shape[1:])
+            for g in gradients
+        ]
+
+
+def _factors(lengths: Sequence[Tensor], clip_norm: float) -> tuple[Tensor, Tensor]:
+    """(n,) what records are shortened by, and whether they are finite; `lengths` (n,) of each parameter."""
+    whole = torch.linalg.vector_norm(torch.stack(list(lengths)), dim=0)
+    sound = whole.isfinite()
+    return torch.where(sound, (clip_norm / whole).clamp(max=1.0), 0.0), sound
+
+
+def _lengths(gradient: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(_rows(gradient), dim=1, dtype=torch.float64)
 
 
 def _rows(gradient: Tensor) -> Tensor:
     return gradient.reshape(len(gradient), -1)
 
 
-def _as(mask: Tensor, gradient: Tensor) -> Tensor:
-    return mask.view(-1, *([1] * (gradient.dim() - 1)))
+def _only(gradient: Tensor, sound: Tensor) -> Tensor:
+    return torch.where(sound.view(-1, *([1] * (gradient.dim() - 1))), gradient, torch.zeros_like(gradient))
