@@ -16,7 +16,7 @@ from fedssl.errors import ConfigError, PrivacyError
 from fedssl.gradient import split
 from fedssl.method import Batch, LossOutput, SSLMethod, Step
 from fedssl.model import Model
-from fedssl.privacy.ghost.layers import Outer
+from fedssl.privacy.ghost.outer import Outer
 from fedssl.privacy.ghost.tape import collected, noting
 
 _PUBLIC_ROWS = (
@@ -24,7 +24,7 @@ _PUBLIC_ROWS = (
     "privacy.engine=vmap"
 )
 
-_CANCELLED = 100.0  # clip norms: float32 leaves a millionth of them in what terms of that length add up to
+_CANCELLED = 10.0  # clip norms: more may not cancel out in what is measured by inner products; see `Outer.lengths`
 
 
 class Engine(StrEnum):
@@ -105,7 +105,7 @@ def by_ghost(method: SSLMethod, model: Model, batch: Batch, step: Step) -> Recor
     if batch.public is not None:
         return by_vmap(method, model, batch, step)
     parameters = trainable(model)
-    with noting(model) as tape:
+    with noting(model, len(batch.index)) as tape:
         out = method.loss(model, batch, step)
     if out.per_example is None:
         return by_vmap(method, model, batch, step)
@@ -227,7 +227,7 @@ def clipped_sum(gradients: Sequence[Tensor | Outer], clip_norm: float) -> list[T
         bounds = {i: g.lengths() for i, g in enumerate(gradients) if isinstance(g, Outer)}
         parts = [bounds[i][0] if i in bounds else _lengths(cast(Tensor, g)) for i, g in enumerate(gradients)]
         factors, sound = _factors(parts, clip_norm)
-        cancelled = [i for i, (_, bound) in bounds.items() if bool((factors * bound > _CANCELLED * clip_norm).any())]
+        cancelled = [i for i, (_, bound) in bounds.items() if not bool((factors * bound <= _CANCELLED * clip_norm).all())]
         if cancelled:
             dense = [cast(Outer, g).dense() if i in cancelled else g for i, g in enumerate(gradients)]
             return clipped_sum(dense, clip_norm)
@@ -235,8 +235,7 @@ def clipped_sum(gradients: Sequence[Tensor | Outer], clip_norm: float) -> list[T
         if sound.is_cuda or not bool(sound.all()):
             gradients = [g.only(sound) if isinstance(g, Outer) else _only(g, sound) for g in gradients]
         return [
-            g.weighted(factors) if isinstance(g, Outer) else (factors.to(g.dtype) @ _rows(g)).view(g.shape[1:])
-            for g in gradients
+            g.weighted(factors) if isinstance(g, Outer) else _weighted(g, factors) for g in gradients
         ]
 
 
@@ -248,11 +247,24 @@ def _factors(lengths: Sequence[Tensor], clip_norm: float) -> tuple[Tensor, Tenso
 
 
 def _lengths(gradient: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(_rows(gradient), dim=1, dtype=torch.float64)
+    rows = _rows(gradient)
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+
+
+def _weighted(gradient: Tensor, factors: Tensor) -> Tensor:
+    order = _stored(gradient)
+    total = (factors.to(gradient.dtype) @ _rows(gradient)).view([gradient.shape[axis] for axis in order])
+    return total.permute([order.index(axis) for axis in range(1, gradient.dim())])
 
 
 def _rows(gradient: Tensor) -> Tensor:
-    return gradient.reshape(len(gradient), -1)
+    """(n, -1) without a copy, in the order of `_stored`."""
+    return gradient.permute(0, *_stored(gradient)).reshape(len(gradient), -1)
+
+
+def _stored(gradient: Tensor) -> list[int]:
+    """The axes but the first, in the order in which they lie in memory."""
+    return sorted(range(1, gradient.dim()), key=gradient.stride, reverse=True)
 
 
 def _only(gradient: Tensor, sound: Tensor) -> Tensor:

@@ -2,88 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedssl.privacy.ghost.outer import Outer, turned
+
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 _OWN = {"weight", "bias"}
-_SMALL = 4  # times the weights of a layer: a Gram matrix that costs more is not worth its while; measured on a CPU
-
-
-@dataclass(frozen=True)
-class Outer:
-    """Gradients of n records that are sums of outer products, not multiplied out: `sum_t g[i, t] a[i, t]^T`.
-
-    The length of one follows from inner products, `sum_st (g_s . g_t)(a_s . a_t)` (Goodfellow 2015,
-    https://arxiv.org/abs/1510.01799; for convolutions Rochette et al. 2019, https://arxiv.org/abs/1912.06015), and a
-    weighted sum over records is one matrix product, so none is ever held (Bu et al. 2022,
-    https://arxiv.org/abs/2210.00038). t runs over positions *and* over all uses of the layer: views meet in the length.
-
-    Attributes:
-        g: (n, T, outputs) gradients of the loss at the layer's outputs.
-        a: (n, T, inputs) what the weights were multiplied with.
-        shape: of the weight.
-    """
-
-    g: Tensor
-    a: Tensor
-    shape: torch.Size
-
-    def __len__(self) -> int:
-        return len(self.g)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        return self.g.device
-
-    def lengths(self) -> tuple[Tensor, Tensor]:
-        """(n,) float64 each: the lengths, and what they were if no two terms cancelled out."""
-        g, a = self.g.double(), self.a.double()
-        inner = torch.bmm(g, g.mT).mul_(torch.bmm(a, a.mT)).flatten(1).sum(1)
-        return inner.clamp(min=0).sqrt(), g.flatten(1).norm(dim=1) * a.flatten(1).norm(dim=1)
-
-    def weighted(self, factors: Tensor) -> Tensor:
-        """The sum of the gradients times `factors` (n,)."""
-        scaled = self.g * factors.to(self.g.dtype).view(-1, 1, 1)
-        return (scaled.flatten(0, 1).T @ self.a.flatten(0, 1)).view(self.shape)
-
-    def only(self, sound: Tensor) -> Outer:
-        """Those of the records in `sound` (n,); zeros for the others, whatever they were."""
-        g, a = (torch.where(sound.view(-1, 1, 1), x, torch.zeros_like(x)) for x in (self.g, self.a))
-        return Outer(g, a, self.shape)
-
-    def dense(self) -> Tensor:
-        """(n, *shape) multiplied out."""
-        return torch.bmm(self.g.mT, self.a).view(len(self), *self.shape)
-
-
-@dataclass(frozen=True)
-class Use:
-    """One call of a layer.
-
-    Attributes:
-        x: (n, ...) its input.
-        g: the gradient of the loss at its output.
-    """
-
-    x: Tensor
-    g: Tensor
+_SMALL = 4  # times the weights of a layer: inner products that cost more are not worth their while; measured on a CPU
 
 
 def known(layer: nn.Module) -> bool:
     """Whether the layer is of a kind below and takes its weights as they are, and some of them are trained."""
     if type(layer) not in KINDS or layer._parameters.get("weight") is None or not set(layer._parameters) <= _OWN:
         return False
-    if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        return plain and any(p.requires_grad for p in layer.parameters())
+    if isinstance(layer, nn.Conv1d | nn.Conv2d) and (
+        layer.groups > 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+    ):
+        return False
     return any(p.requires_grad for p in layer.parameters())
+
+
+def spread(layer: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A group normalisation in which each of the n rows of `x` has a weight and a bias (n, C) of its own.
+
+    To it, groups of different rows and of the same row are alike, so all rows are one with n times as many groups: torch
+    then finds the gradients of all these weights in the pass that it would have made anyway.
+    """
+    n = len(x)
+    wide = x.reshape(1, n * x.shape[1], *x.shape[2:])
+    return F.group_norm(wide, n * layer.num_groups, weight.flatten(), bias.flatten(), layer.eps).view(x.shape)
 
 
 def call(layer: nn.Module, x: Tensor) -> Tensor:
@@ -92,67 +43,102 @@ def call(layer: nn.Module, x: Tensor) -> Tensor:
     bias = None if layer.bias is None else cast(Tensor, layer.bias).detach()
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return layer._conv_forward(x, weight, bias)
-    if isinstance(layer, nn.GroupNorm):
-        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
     if isinstance(layer, nn.LayerNorm):
         return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
     return F.linear(x, weight, bias)
 
 
-def gradients(layer: nn.Module, uses: Sequence[Use]) -> dict[nn.Parameter, Tensor | Outer]:
-    """For each trained parameter of one layer, that of each record: the sum over all uses."""
-    weight, bias = cast(nn.Parameter, layer.weight), cast(nn.Parameter | None, layer.bias)
-    found: dict[nn.Parameter, Tensor | Outer] = {}
-    if bias is not None and bias.requires_grad:
-        found[bias] = _sum(_over(layer, use.g) for use in uses)
-    if not weight.requires_grad:
-        return found
-    if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
-        found[weight] = _sum(_over(layer, use.g * _normalised(layer, use.x)) for use in uses)
-    else:
-        pairs = [_matrices(layer, use) for use in uses]
-        positions = sum(g.shape[1] for g, _ in pairs)
-        inputs, outputs = weight.numel() // len(weight), len(weight)
-        if positions**2 * (inputs + outputs) < _SMALL * weight.numel():
-            found[weight] = Outer(*(torch.cat(parts, 1) for parts in zip(*pairs, strict=True)), weight.shape)
+def rows(layer: nn.Module, x: Tensor) -> int:
+    """How many examples are in the layer's input; 0 where it is a single one without a dimension for it."""
+    weight = cast(Tensor, layer.weight)
+    least = {nn.Linear: 2, nn.GroupNorm: 2, nn.LayerNorm: 1 + weight.dim()}.get(type(layer), weight.dim())
+    return len(x) if x.dim() >= least else 0
+
+
+class Share:
+    """The gradients of n records for one layer, added up over its uses while these are differentiated.
+
+    Attributes:
+        layer: of a kind above.
+        positions: how many outputs of one record there are, in all uses.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.positions = layer, 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was added."""
+        self._weight: Tensor | None = None
+        self._bias: Tensor | None = None
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def expect(self, y: Tensor) -> None:
+        """Take note that `y` will be differentiated."""
+        channels = len(cast(Tensor, self.layer.weight))
+        self.positions += y.numel() // (len(y) * channels) if len(y) else 0
+
+    def add(self, x: Tensor, g: Tensor) -> None:
+        """One use: its input, and the gradient of the loss at its output."""
+        layer, weight, bias = self.layer, cast(Tensor, self.layer.weight), cast(Tensor | None, self.layer.bias)
+        x, g = x.to(weight.dtype), g.to(weight.dtype)
+        if bias is not None and bias.requires_grad:
+            self._bias = _plus(self._bias, _over_positions(layer, g))
+        if not weight.requires_grad:
+            return
+        if isinstance(layer, nn.LayerNorm):
+            normalised = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+            self._weight = _plus(self._weight, _over_positions(layer, g * normalised))
+            return
+        pair = _outputs(layer, g), _inputs(layer, x)
+        if self.positions**2 * (weight.numel() // len(weight) + len(weight)) < _SMALL * weight.numel():
+            self._pairs.append(pair)
+        elif self._weight is None:
+            self._weight = torch.bmm(pair[0].mT, pair[1])
         else:
-            each = torch.bmm(pairs[0][0].mT, pairs[0][1])
-            for g, a in pairs[1:]:
-                each.baddbmm_(g.mT, a)
-            found[weight] = each.view(len(each), *weight.shape)
-    return found
+            self._weight.baddbmm_(pair[0].mT, pair[1])
+
+    def gradients(self) -> dict[nn.Parameter, Tensor | Outer]:
+        """For each trained parameter, (n, *shape); only those that the loss depends on."""
+        weight, bias = cast(nn.Parameter, self.layer.weight), cast(nn.Parameter, self.layer.bias)
+        found: dict[nn.Parameter, Tensor | Outer] = {}
+        if self._weight is not None:
+            found[weight] = self._weight if isinstance(self.layer, nn.LayerNorm) else turned(self._weight, weight.shape)
+        if self._pairs:
+            g, a = (torch.cat(parts, 1) for parts in zip(*self._pairs, strict=True))
+            found[weight] = Outer(g, a, weight.shape)
+        if self._bias is not None:
+            found[bias] = self._bias
+        return found
 
 
-def _matrices(layer: nn.Module, use: Use) -> tuple[Tensor, Tensor]:
-    """(n, T, outputs) and (n, T, inputs), whose outer products over the T positions add up to the weight's gradient."""
-    n = len(use.x)
+def _outputs(layer: nn.Module, g: Tensor) -> Tensor:
+    """(n, T, outputs), of T positions."""
+    return g.reshape(len(g), -1, g.shape[-1]) if isinstance(layer, nn.Linear) else g.flatten(2).mT
+
+
+def _inputs(layer: nn.Module, x: Tensor) -> Tensor:
+    """(n, T, inputs), what the weights are multiplied with at each position; of convolutions kernel by channels."""
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return use.g.reshape(n, -1, use.g.shape[-1]), use.x.reshape(n, -1, use.x.shape[-1])
-    options = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    x = use.x
-    if isinstance(layer, nn.Conv1d):  # an image one pixel high
-        x = x.unsqueeze(2)
-        options = tuple((neutral, *size) for neutral, size in zip((1, 1, 0, 1), options, strict=True))
-    return use.g.flatten(2).mT, F.unfold(x, *options).mT
+        return x.reshape(len(x), -1, x.shape[-1])
+    pads = [side for padding in reversed(cast(tuple[int, ...], layer.padding)) for side in (padding, padding)]
+    x = F.pad(x, pads) if any(pads) else x
+    spatial = x.dim() - 2
+    x = x.movedim(1, -1).contiguous()  # channels last, so that whole runs of them are copied below
+    for axis in range(spatial):  # (n, positions..., C, kernel...)
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        x = x.unfold(1 + axis, reach, layer.stride[axis])[..., :: layer.dilation[axis]]
+    return x.movedim(1 + spatial, -1).flatten(1 + spatial).flatten(1, spatial)
 
 
-def _normalised(layer: nn.GroupNorm | nn.LayerNorm, x: Tensor) -> Tensor:
-    if isinstance(layer, nn.GroupNorm):
-        return F.group_norm(x, layer.num_groups, eps=layer.eps)
-    return F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-
-
-def _over(layer: nn.Module, g: Tensor) -> Tensor:
-    """Summed over positions: (n, *shape of the bias)."""
+def _over_positions(layer: nn.Module, g: Tensor) -> Tensor:
+    """(n, *shape of the bias)."""
     if isinstance(layer, nn.Linear):
         return g.reshape(len(g), -1, g.shape[-1]).sum(1)
     if isinstance(layer, nn.LayerNorm):
         return g.reshape(len(g), -1, *layer.normalized_shape).sum(1)
-    return g.flatten(2).sum(2) if g.dim() > 2 else g
+    return g.flatten(2).sum(2)
 
 
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    first, *others = terms
-    for other in others:
-        first = first + other
-    return first
+def _plus(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total + term

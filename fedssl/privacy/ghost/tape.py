@@ -1,11 +1,11 @@
-"""Gradients of records from one ordinary pass over the batch: each layer notes its inputs and its outputs' gradients."""
+"""One ordinary pass over a batch in which each layer notes what it sees, and what of it is each record's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,47 +13,59 @@ from torch.autograd.function import once_differentiable
 
 from fedssl.errors import PrivacyError
 from fedssl.model import Model
-from fedssl.privacy.ghost.layers import Outer, Use, call, gradients, known
+from fedssl.privacy.ghost.layers import Share, call, known, rows, spread
+from fedssl.privacy.ghost.outer import Outer
 
 
 class Tape:
     """What a model's layers have noted.
 
     Attributes:
-        token: a leaf behind every noted output; differentiate by it to fill the tape.
-        uses: by layer, in the order of the backward pass.
+        n: records of the batch.
+        token: a leaf behind every noted output: who differentiates by it fills the shares.
+        shares: by layer.
+        copies: of weights of which each record has its own.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.n = n
         self.token = torch.zeros((), device=device, requires_grad=True)
-        self.uses: dict[nn.Module, list[Use]] = {}
+        self.shares: dict[nn.Module, Share] = {}
+        self.copies: dict[nn.Parameter, Tensor] = {}
+
+    def copy(self, parameter: nn.Parameter) -> Tensor:
+        """(n, *shape), one for each record."""
+        if parameter not in self.copies:
+            one = parameter.detach().expand(self.n, *parameter.shape)
+            self.copies[parameter] = one.contiguous().requires_grad_(parameter.requires_grad)
+        return self.copies[parameter]
 
 
 class _Note(torch.autograd.Function):
-    """The identity; its backward pass writes on the tape.
+    """The identity, whose backward pass fills a share.
 
     Its second derivative would miss the weights, which are constants here, so there is none.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, token: Tensor, layer: nn.Module, tape: Tape) -> Tensor:
+    def forward(ctx: Any, y: Tensor, x: Tensor, token: Tensor, share: Share) -> Tensor:
         ctx.mark_dirty(y)  # y itself goes on, and may be written to as if nobody had looked
         ctx.save_for_backward(x)  # with torch's own check that nobody writes to it
-        ctx.layer, ctx.tape = layer, tape
+        ctx.share = share
         return y
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]  # torch's own signature is untyped
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (x,) = ctx.saved_tensors
-        ctx.tape.uses.setdefault(ctx.layer, []).append(Use(x, g))
-        return g, None, None, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        with torch.autocast(g.device.type, enabled=False):
+            ctx.share.add(*ctx.saved_tensors, g)
+        return g, None, None, None
 
 
 @contextmanager
-def noting(model: Model) -> Iterator[Tape]:
+def noting(model: Model, n: int) -> Iterator[Tape]:
     """Within, known layers call with constant weights and note; a weight that is read otherwise has its gradient."""
-    tape = Tape(next(model.parameters()).device)
+    tape = Tape(n, next(model.parameters()).device)
     layers = [layer for layer in model.modules() if known(layer)]
     try:
         for layer in layers:
@@ -65,48 +77,44 @@ def noting(model: Model) -> Iterator[Tape]:
 
 
 def _noted(layer: nn.Module, tape: Tape, x: Tensor) -> Tensor:
-    y = call(layer, x)
     if not torch.is_grad_enabled():
-        return y
-    noted: Tensor = _Note.apply(y, x.to(y.dtype), tape.token, layer, tape)
+        return call(layer, x)
+    if rows(layer, x) != tape.n:
+        raise PrivacyError(
+            f"a {type(layer).__name__} saw an input of shape {tuple(x.shape)} in a batch of {tape.n} records, so which "
+            "of its rows belong to which record is not known: use privacy.engine=vmap"
+        )
+    if isinstance(layer, nn.GroupNorm):
+        return spread(layer, x, tape.copy(layer.weight), tape.copy(layer.bias))
+    y = call(layer, x)
+    share = tape.shares.setdefault(layer, Share(layer))
+    share.expect(y)
+    noted: Tensor = _Note.apply(y, x.to(y.dtype), tape.token, share)
     return noted
 
 
 def collected(
     tape: Tape, losses: Tensor, parameters: Sequence[nn.Parameter]
 ) -> tuple[dict[nn.Parameter, Tensor | Outer], list[nn.Parameter]]:
-    """The gradients of each record for parameters that only known layers read; and the parameters that others read.
+    """The gradients of records for parameters that only noting layers read; and the parameters that others read.
 
     Args:
         losses: (n,) one of each record, of a pass within `noting`.
-        parameters: all that are trained. Each is in exactly one of the results; one that no loss depends on has zeros.
-
-    Raises:
-        PrivacyError: a layer saw another number of rows than there are records.
+        parameters: all that are trained. Each is in exactly one of the results, with zeros if no loss depends on it.
     """
-    tape.uses.clear()  # what the loss itself has differentiated
-    n = len(losses)
-    direct = torch.autograd.grad(losses.sum(), [tape.token, *parameters], allow_unused=True)[1:]
-    others = [p for p, g in zip(parameters, direct, strict=True) if g is not None]
-    found: dict[nn.Parameter, Tensor | Outer] = {}
-    with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
-        for layer, uses in tape.uses.items():
-            for parameter, own in gradients(layer, [_checked(layer, use, n) for use in uses]).items():
-                if parameter in found:  # one parameter of two layers
-                    others.append(parameter)
-                found[parameter] = own
+    for share in tape.shares.values():
+        share.clear()  # of what the loss itself has differentiated
+    copies = {parameter: copy for parameter, copy in tape.copies.items() if parameter.requires_grad}
+    inputs = [tape.token, *copies.values(), *parameters]
+    _, *direct = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
+    found: dict[nn.Parameter, Tensor | Outer] = {p: g for p, g in zip(copies, direct) if g is not None}
+    others = [p for p, g in zip(parameters, direct[len(copies) :], strict=True) if g is not None]
+    for share in tape.shares.values():
+        for parameter, own in share.gradients().items():
+            if parameter in found:  # one parameter of two layers
+                others.append(parameter)
+            found[parameter] = own
     for parameter in parameters:
         if parameter not in found:
-            found[parameter] = torch.zeros_like(parameter).expand(n, *parameter.shape)
+            found[parameter] = torch.zeros_like(parameter).expand(tape.n, *parameter.shape)
     return {p: g for p, g in found.items() if not any(p is other for other in others)}, others
-
-
-def _checked(layer: nn.Module, use: Use, n: int) -> Use:
-    weight = cast(Tensor, layer.weight)
-    least = {nn.Linear: 2, nn.GroupNorm: 2, nn.LayerNorm: 1 + weight.dim()}.get(type(layer), weight.dim())
-    if use.x.dim() < least or len(use.x) != n:
-        raise PrivacyError(
-            f"a {type(layer).__name__} saw an input of shape {tuple(use.x.shape)} in a batch of {n} records, so which "
-            "of its rows belong to which record is not known: use privacy.engine=vmap"
-        )
-    return Use(use.x.to(weight.dtype), use.g.to(weight.dtype))
