@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -71,7 +73,7 @@ class Share:
         """Forget what was added."""
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._uses: list[tuple[Tensor, Tensor]] = []
 
     def expect(self, y: Tensor) -> None:
         """Take note that `y` will be differentiated."""
@@ -81,7 +83,7 @@ class Share:
     def add(self, x: Tensor, g: Tensor) -> None:
         """One use: its input, and the gradient of the loss at its output."""
         layer, weight, bias = self.layer, cast(Tensor, self.layer.weight), cast(Tensor | None, self.layer.bias)
-        x, g = x.to(weight.dtype), g.to(weight.dtype)
+        x, g = x.detach().to(weight.dtype), g.to(weight.dtype)
         if bias is not None and bias.requires_grad:
             self._bias = _plus(self._bias, _over_positions(layer, g))
         if not weight.requires_grad:
@@ -90,13 +92,11 @@ class Share:
             normalised = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
             self._weight = _plus(self._weight, _over_positions(layer, g * normalised))
             return
-        pair = _outputs(layer, g), _inputs(layer, x)
         if self.positions**2 * (weight.numel() // len(weight) + len(weight)) < _SMALL * weight.numel():
-            self._pairs.append(pair)
-        elif self._weight is None:
-            self._weight = torch.bmm(pair[0].mT, pair[1])
-        else:
-            self._weight.baddbmm_(pair[0].mT, pair[1])
+            self._uses.append((x, g))
+            return
+        pair = _outputs(layer, g).mT, _inputs(layer, [x])
+        self._weight = torch.bmm(*pair) if self._weight is None else self._weight.baddbmm_(*pair)
 
     def gradients(self) -> dict[nn.Parameter, Tensor | Outer]:
         """For each trained parameter, (n, *shape); only those that the loss depends on."""
@@ -104,9 +104,10 @@ class Share:
         found: dict[nn.Parameter, Tensor | Outer] = {}
         if self._weight is not None:
             found[weight] = self._weight if isinstance(self.layer, nn.LayerNorm) else turned(self._weight, weight.shape)
-        if self._pairs:
-            g, a = (torch.cat(parts, 1) for parts in zip(*self._pairs, strict=True))
-            found[weight] = Outer(g, a, weight.shape)
+        if self._uses:
+            g = torch.cat([_outputs(self.layer, g) for _, g in self._uses], 1)
+            found[weight] = Outer(g, _inputs(self.layer, [x for x, _ in self._uses]), weight.shape)
+            self._uses = []
         if self._bias is not None:
             found[bias] = self._bias
         return found
@@ -117,18 +118,31 @@ def _outputs(layer: nn.Module, g: Tensor) -> Tensor:
     return g.reshape(len(g), -1, g.shape[-1]) if isinstance(layer, nn.Linear) else g.flatten(2).mT
 
 
-def _inputs(layer: nn.Module, x: Tensor) -> Tensor:
+def _inputs(layer: nn.Module, xs: Sequence[Tensor]) -> Tensor:
     """(n, T, inputs), what the weights are multiplied with at each position; of convolutions kernel by channels."""
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return x.reshape(len(x), -1, x.shape[-1])
-    pads = [side for padding in reversed(cast(tuple[int, ...], layer.padding)) for side in (padding, padding)]
-    x = F.pad(x, pads) if any(pads) else x
-    spatial = x.dim() - 2
-    x = x.movedim(1, -1).contiguous()  # channels last, so that whole runs of them are copied below
-    for axis in range(spatial):  # (n, positions..., C, kernel...)
+        return torch.cat([x.reshape(len(x), -1, x.shape[-1]) for x in xs], 1)
+    windows = [_windows(layer, x) for x in xs]
+    spatial = xs[0].dim() - 2
+    sizes = [math.prod(w.shape[1 : 1 + spatial]) for w in windows]
+    found = xs[0].new_empty(len(xs[0]), sum(sizes), math.prod(windows[0].shape[1 + spatial :]))
+    for w, part in zip(windows, found.split(sizes, 1), strict=True):
+        part.view(w.shape).copy_(w)
+    return found
+
+
+def _windows(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """(n, positions..., kernel..., channels) what a convolution sees at each position, as a view."""
+    spatial, padding = x.dim() - 2, cast(tuple[int, ...], layer.padding)
+    wide = x.new_zeros(len(x), *(size + 2 * p for size, p in zip(x.shape[2:], padding, strict=True)), x.shape[1])
+    inner = wide
+    for axis, p in enumerate(padding, 1):
+        inner = inner.narrow(axis, p, x.shape[1 + axis])
+    inner.copy_(x.movedim(1, -1))  # channels last, so that whole runs of them are copied later
+    for axis in range(spatial):
         reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-        x = x.unfold(1 + axis, reach, layer.stride[axis])[..., :: layer.dilation[axis]]
-    return x.movedim(1 + spatial, -1).flatten(1 + spatial).flatten(1, spatial)
+        wide = wide.unfold(1 + axis, reach, layer.stride[axis])[..., :: layer.dilation[axis]]
+    return wide.movedim(1 + spatial, -1)
 
 
 def _over_positions(layer: nn.Module, g: Tensor) -> Tensor:

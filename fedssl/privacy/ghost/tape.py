@@ -109,11 +109,12 @@ def collected(
     _, *direct = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
     found: dict[nn.Parameter, Tensor | Outer] = {p: g for p, g in zip(copies, direct) if g is not None}
     others = [p for p, g in zip(parameters, direct[len(copies) :], strict=True) if g is not None]
-    for share in tape.shares.values():
-        for parameter, own in share.gradients().items():
-            if parameter in found:  # one parameter of two layers
-                others.append(parameter)
-            found[parameter] = own
+    with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
+        for share in tape.shares.values():
+            for parameter, own in share.gradients().items():
+                if parameter in found:  # one parameter of two layers
+                    others.append(parameter)
+                found[parameter] = own
     for parameter in parameters:
         if parameter not in found:
             found[parameter] = torch.zeros_like(parameter).expand(tape.n, *parameter.shape)
