@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -211,44 +212,49 @@ def pieces(batch: Batch, size: int) -> Iterator[Batch]:
 
 def norms(gradients: Iterable[Tensor | Outer]) -> Tensor:
     """(n,) the length of each record's gradient over all parameters, in float64 so that no small one is lost."""
-    parts = [g.lengths()[0] if isinstance(g, Outer) else _lengths(g) for g in gradients]
-    lengths: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
-    return lengths
+    return _whole([g.lengths()[0] if isinstance(g, Outer) else _lengths(g) for g in gradients])
 
 
 def clipped_sum(gradients: Sequence[Tensor | Outer], clip_norm: float) -> list[Tensor]:
     """The sum over records of their gradients, each shortened to at most `clip_norm` (Abadi et al. 2016).
 
-    A gradient that is not finite counts as none: one bad record may not decide whether the others are heard. Sums of
-    terms that cancel out are formed before they are measured: what is added up must be what was measured, and not
-    differ from it by the rounding of its terms.
+    A gradient that is not finite counts as none: one bad record may not decide whether the others are heard. What is
+    added up must be what was measured: sums of long terms that cancel out are formed, and then measured.
     """
-    with torch.autocast(gradients[0].device.type, enabled=False):  # the bound is of the numbers that are added up
-        bounds = {i: g.lengths() for i, g in enumerate(gradients) if isinstance(g, Outer)}
-        parts = [bounds[i][0] if i in bounds else _lengths(cast(Tensor, g)) for i, g in enumerate(gradients)]
-        factors, sound = _factors(parts, clip_norm)
-        cancelled = [i for i, (_, bound) in bounds.items() if not bool((factors * bound <= _CANCELLED * clip_norm).all())]
-        if cancelled:
-            dense = [cast(Outer, g).dense() if i in cancelled else g for i, g in enumerate(gradients)]
-            return clipped_sum(dense, clip_norm)
-        # 0 times infinity is no number. On a GPU, asking whether there is any would wait for it.
-        if sound.is_cuda or not bool(sound.all()):
-            gradients = [g.only(sound) if isinstance(g, Outer) else _only(g, sound) for g in gradients]
-        return [
-            g.weighted(factors) if isinstance(g, Outer) else _weighted(g, factors) for g in gradients
-        ]
+    short = [g for g in gradients if isinstance(g, Tensor) and g.dim() <= 2]  # of biases and norms: many, so as one
+    others = [g for g in gradients if isinstance(g, Outer) or g.dim() > 2]
+    packed = [torch.cat([_rows(g) for g in short], 1)] if short else []
+    with torch.autocast(gradients[0].device.type, enabled=False):
+        totals = iter(_clipped_sum([*packed, *others], clip_norm))
+    parts = iter(next(totals).split([math.prod(g.shape[1:]) for g in short]) if short else ())
+    return [
+        next(parts).view(g.shape[1:]) if isinstance(g, Tensor) and g.dim() <= 2 else next(totals) for g in gradients
+    ]
 
 
-def _factors(lengths: Sequence[Tensor], clip_norm: float) -> tuple[Tensor, Tensor]:
-    """(n,) what records are shortened by, and whether they are finite; `lengths` (n,) of each parameter."""
-    whole = torch.linalg.vector_norm(torch.stack(list(lengths)), dim=0)
-    sound = whole.isfinite()
-    return torch.where(sound, (clip_norm / whole).clamp(max=1.0), 0.0), sound
+def _clipped_sum(gradients: Sequence[Tensor | Outer], clip_norm: float) -> list[Tensor]:
+    measured = [g.lengths() if isinstance(g, Outer) else (_lengths(g), None) for g in gradients]
+    lengths = _whole([own for own, _ in measured])
+    sound = lengths.isfinite()
+    factors = torch.where(sound, (clip_norm / lengths).clamp(max=1.0), 0.0)
+    bounds = [bound for _, bound in measured if bound is not None]
+    if bounds and not bool((torch.stack(bounds) * factors <= _CANCELLED * clip_norm).all()):
+        return _clipped_sum([g.dense() if isinstance(g, Outer) else g for g in gradients], clip_norm)
+    # 0 times infinity is no number. On a GPU, asking whether there is any would wait for it.
+    if sound.is_cuda or not bool(sound.all()):
+        gradients = [g.only(sound) if isinstance(g, Outer) else _only(g, sound) for g in gradients]
+    return [g.weighted(factors) if isinstance(g, Outer) else _weighted(g, factors) for g in gradients]
+
+
+def _whole(lengths: Sequence[Tensor]) -> Tensor:
+    """(n,) of records, from (n,) of each parameter."""
+    found: Tensor = torch.linalg.vector_norm(torch.stack(list(lengths)), dim=0)
+    return found
 
 
 def _lengths(gradient: Tensor) -> Tensor:
-    rows = _rows(gradient)
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    found: Tensor = torch.linalg.vector_norm(_rows(gradient), dim=1, dtype=torch.float64)
+    return found
 
 
 def _weighted(gradient: Tensor, factors: Tensor) -> Tensor:

@@ -25,18 +25,18 @@ def known(layer: nn.Module) -> bool:
         layer.groups > 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
     ):
         return False
-    return any(p.requires_grad for p in layer.parameters())
+    return any(p is not None and p.requires_grad for p in layer._parameters.values())
 
 
 def spread(layer: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A group normalisation in which each of the n rows of `x` has a weight and a bias (n, C) of its own.
+    """A group normalisation in which each of the n rows of `x` has a weight and a bias of its own, all in (n * C,).
 
     To it, groups of different rows and of the same row are alike, so all rows are one with n times as many groups: torch
     then finds the gradients of all these weights in the pass that it would have made anyway.
     """
     n = len(x)
     wide = x.reshape(1, n * x.shape[1], *x.shape[2:])
-    return F.group_norm(wide, n * layer.num_groups, weight.flatten(), bias.flatten(), layer.eps).view(x.shape)
+    return F.group_norm(wide, n * layer.num_groups, weight, bias, layer.eps).view(x.shape)
 
 
 def call(layer: nn.Module, x: Tensor) -> Tensor:
@@ -133,16 +133,15 @@ def _inputs(layer: nn.Module, xs: Sequence[Tensor]) -> Tensor:
 
 def _windows(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """(n, positions..., kernel..., channels) what a convolution sees at each position, as a view."""
-    spatial, padding = x.dim() - 2, cast(tuple[int, ...], layer.padding)
-    wide = x.new_zeros(len(x), *(size + 2 * p for size, p in zip(x.shape[2:], padding, strict=True)), x.shape[1])
-    inner = wide
-    for axis, p in enumerate(padding, 1):
-        inner = inner.narrow(axis, p, x.shape[1 + axis])
-    inner.copy_(x.movedim(1, -1))  # channels last, so that whole runs of them are copied later
-    for axis in range(spatial):
-        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-        wide = wide.unfold(1 + axis, reach, layer.stride[axis])[..., :: layer.dilation[axis]]
-    return wide.movedim(1 + spatial, -1)
+    pads = [side for padding in reversed(cast(tuple[int, ...], layer.padding)) for side in (padding, padding)]
+    x = F.pad(x.movedim(1, -1), (0, 0, *pads)).contiguous()  # channels last: whole runs of them are copied later
+    n, *sides, channels = x.shape
+    reaches = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    positions = [(a - b) // s + 1 for a, b, s in zip(sides, reaches, layer.stride, strict=True)]
+    row, *steps, each = x.stride()
+    along = [a * s for a, s in zip(steps, layer.stride, strict=True)]
+    inside = [a * d for a, d in zip(steps, layer.dilation, strict=True)]
+    return x.as_strided((n, *positions, *layer.kernel_size, channels), (row, *along, *inside, each))
 
 
 def _over_positions(layer: nn.Module, g: Tensor) -> Tensor:

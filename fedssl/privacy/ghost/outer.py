@@ -42,9 +42,8 @@ class Outer:
         A length is as precise as the square of that bound: compare both before trusting it.
         """
         own, other = torch.bmm(self.g, self.g.mT), torch.bmm(self.a, self.a.mT)
-        bound = _trace(own) * _trace(other)
-        squares = torch.linalg.vecdot(own.flatten(1).double(), other.flatten(1).double())
-        return squares.clamp(min=0).sqrt(), bound.sqrt()
+        squares = (own * other).sum((1, 2), dtype=torch.float64)
+        return squares.clamp(min=0).sqrt(), (_trace(own) * _trace(other)).sqrt()
 
     def weighted(self, factors: Tensor) -> Tensor:
         """The sum of the gradients times `factors` (n,)."""
@@ -68,4 +67,4 @@ def turned(flat: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _trace(squares: Tensor) -> Tensor:
-    return squares.diagonal(dim1=1, dim2=2).double().sum(1)
+    return squares.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64)

@@ -34,10 +34,9 @@ class Tape:
         self.copies: dict[nn.Parameter, Tensor] = {}
 
     def copy(self, parameter: nn.Parameter) -> Tensor:
-        """(n, *shape), one for each record."""
+        """(n * C,) those of one record after those of another."""
         if parameter not in self.copies:
-            one = parameter.detach().expand(self.n, *parameter.shape)
-            self.copies[parameter] = one.contiguous().requires_grad_(parameter.requires_grad)
+            self.copies[parameter] = parameter.detach().repeat(self.n).requires_grad_(parameter.requires_grad)
         return self.copies[parameter]
 
 
@@ -107,7 +106,9 @@ def collected(
     copies = {parameter: copy for parameter, copy in tape.copies.items() if parameter.requires_grad}
     inputs = [tape.token, *copies.values(), *parameters]
     _, *direct = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
-    found: dict[nn.Parameter, Tensor | Outer] = {p: g for p, g in zip(copies, direct) if g is not None}
+    found: dict[nn.Parameter, Tensor | Outer] = {
+        p: g.view(tape.n, -1) for p, g in zip(copies, direct, strict=False) if g is not None
+    }
     others = [p for p, g in zip(parameters, direct[len(copies) :], strict=True) if g is not None]
     with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
         for share in tape.shares.values():
