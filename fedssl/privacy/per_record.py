@@ -253,8 +253,16 @@ def _whole(lengths: Sequence[Tensor]) -> Tensor:
 
 
 def _lengths(gradient: Tensor) -> Tensor:
-    found: Tensor = torch.linalg.vector_norm(_rows(gradient), dim=1, dtype=torch.float64)
-    return found
+    """(n,) float64; on a CPU the squares of 64 numbers are added in float32, which is five times faster."""
+    rows, norm = _rows(gradient), torch.linalg.vector_norm
+    if rows.dtype is torch.float32 and not rows.is_cuda:
+        even = rows.shape[1] - rows.shape[1] % 64
+        some = norm(rows[:, :even].unflatten(1, (-1, 64)), dim=2)
+        rest = norm(rows[:, even:], dim=1, dtype=torch.float64)
+        found: Tensor = torch.hypot(norm(some, dim=1, dtype=torch.float64), rest)
+        if bool(found.isfinite().all()):
+            return found
+    return cast(Tensor, norm(rows, dim=1, dtype=torch.float64))  # squares of float32 may have been too large for it
 
 
 def _weighted(gradient: Tensor, factors: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedssl.privacy.ghost.outer import Outer, turned
+from fedssl.privacy.ghost.outer import Outer
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 _OWN = {"weight", "bias"}
-_SMALL = 4  # times the weights of a layer: inner products that cost more are not worth their while; measured on a CPU
 
 
 def known(layer: nn.Module) -> bool:
@@ -58,15 +57,10 @@ def rows(layer: nn.Module, x: Tensor) -> int:
 
 
 class Share:
-    """The gradients of n records for one layer, added up over its uses while these are differentiated.
-
-    Attributes:
-        layer: of a kind above.
-        positions: how many outputs of one record there are, in all uses.
-    """
+    """The gradients of n records for one layer of a kind above, added up over its uses while these are differentiated."""
 
     def __init__(self, layer: nn.Module) -> None:
-        self.layer, self.positions = layer, 0
+        self.layer = layer
         self.clear()
 
     def clear(self) -> None:
@@ -74,11 +68,6 @@ class Share:
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
         self._uses: list[tuple[Tensor, Tensor]] = []
-
-    def expect(self, y: Tensor) -> None:
-        """Take note that `y` will be differentiated."""
-        channels = len(cast(Tensor, self.layer.weight))
-        self.positions += y.numel() // (len(y) * channels) if len(y) else 0
 
     def add(self, x: Tensor, g: Tensor) -> None:
         """One use: its input, and the gradient of the loss at its output."""
@@ -92,37 +81,40 @@ class Share:
             normalised = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
             self._weight = _plus(self._weight, _over_positions(layer, g * normalised))
             return
-        if self.positions**2 * (weight.numel() // len(weight) + len(weight)) < _SMALL * weight.numel():
-            self._uses.append((x, g))
-            return
-        pair = _outputs(layer, g).mT, _inputs(layer, [x])
-        self._weight = torch.bmm(*pair) if self._weight is None else self._weight.baddbmm_(*pair)
+        self._uses.append((x, g))
+        if g.numel() > len(g) * len(weight) ** 2:  # more positions than outputs: what they add up to is smaller
+            self._weight = _plus(self._weight, self._outer().dense())
+
+    def _outer(self) -> Outer:
+        xs, gs = zip(*self._uses, strict=True)
+        self._uses = []
+        return Outer(_outputs(self.layer, gs), _inputs(self.layer, xs), cast(Tensor, self.layer.weight).shape)
 
     def gradients(self) -> dict[nn.Parameter, Tensor | Outer]:
         """For each trained parameter, (n, *shape); only those that the loss depends on."""
-        weight, bias = cast(nn.Parameter, self.layer.weight), cast(nn.Parameter, self.layer.bias)
         found: dict[nn.Parameter, Tensor | Outer] = {}
-        if self._weight is not None:
-            found[weight] = self._weight if isinstance(self.layer, nn.LayerNorm) else turned(self._weight, weight.shape)
-        if self._uses:
-            g = torch.cat([_outputs(self.layer, g) for _, g in self._uses], 1)
-            found[weight] = Outer(g, _inputs(self.layer, [x for x, _ in self._uses]), weight.shape)
-            self._uses = []
         if self._bias is not None:
-            found[bias] = self._bias
+            found[cast(nn.Parameter, self.layer.bias)] = self._bias
+        weight: Tensor | Outer | None = self._weight
+        if self._uses:
+            outer = self._outer()
+            weight = outer if weight is None and outer.small else _plus(self._weight, outer.dense())
+        if weight is not None:
+            found[cast(nn.Parameter, self.layer.weight)] = weight
         return found
 
 
-def _outputs(layer: nn.Module, g: Tensor) -> Tensor:
-    """(n, T, outputs), of T positions."""
-    return g.reshape(len(g), -1, g.shape[-1]) if isinstance(layer, nn.Linear) else g.flatten(2).mT
+def _outputs(layer: nn.Module, gs: Sequence[Tensor]) -> Tensor:
+    """(n, T, outputs), of T positions in all."""
+    linear = isinstance(layer, nn.Linear)
+    return torch.cat([g.reshape(len(g), -1, g.shape[-1]) if linear else g.flatten(2).mT for g in gs], 1)
 
 
 def _inputs(layer: nn.Module, xs: Sequence[Tensor]) -> Tensor:
     """(n, T, inputs), what the weights are multiplied with at each position; of convolutions kernel by channels."""
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+    if isinstance(layer, nn.Linear):
         return torch.cat([x.reshape(len(x), -1, x.shape[-1]) for x in xs], 1)
-    windows = [_windows(layer, x) for x in xs]
+    windows = [_windows(cast(nn.Conv1d | nn.Conv2d, layer), x) for x in xs]
     spatial = xs[0].dim() - 2
     sizes = [math.prod(w.shape[1 : 1 + spatial]) for w in windows]
     found = xs[0].new_empty(len(xs[0]), sum(sizes), math.prod(windows[0].shape[1 + spatial :]))
@@ -154,4 +146,4 @@ def _over_positions(layer: nn.Module, g: Tensor) -> Tensor:
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
-    return term if total is None else total + term
+    return term if total is None else total.add_(term)

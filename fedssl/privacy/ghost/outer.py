@@ -36,6 +36,12 @@ class Outer:
         """Where it is."""
         return self.g.device
 
+    @property
+    def small(self) -> bool:
+        """Whether the inner products cost little beside the gradients multiplied out, as measured on a CPU."""
+        positions, (outputs, inputs) = self.g.shape[1], (self.g.shape[2], self.a.shape[2])
+        return positions**2 * (inputs + outputs) < 4 * inputs * outputs
+
     def lengths(self) -> tuple[Tensor, Tensor]:
         """(n,) float64 each: the lengths, and an upper bound that holds also where terms cancel out.
 
@@ -48,7 +54,7 @@ class Outer:
     def weighted(self, factors: Tensor) -> Tensor:
         """The sum of the gradients times `factors` (n,)."""
         scaled = self.g * factors.to(self.g.dtype).view(-1, 1, 1)
-        return turned(scaled.flatten(0, 1).T @ self.a.flatten(0, 1), self.shape)
+        return _turned(scaled.flatten(0, 1).T @ self.a.flatten(0, 1), self.shape)
 
     def only(self, sound: Tensor) -> Outer:
         """Those of the records in `sound` (n,); zeros for the others, whatever they were."""
@@ -56,11 +62,11 @@ class Outer:
         return Outer(g, a, self.shape)
 
     def dense(self) -> Tensor:
-        """(n, *shape) multiplied out."""
-        return turned(torch.bmm(self.g.mT, self.a), self.shape)
+        """(n, *shape) multiplied out, in memory of its own."""
+        return _turned(torch.bmm(self.g.mT, self.a), self.shape)
 
 
-def turned(flat: Tensor, shape: torch.Size) -> Tensor:
+def _turned(flat: Tensor, shape: torch.Size) -> Tensor:
     """(..., outputs, kernel by channels) as (..., outputs, channels, *kernel), without a copy."""
     outputs, channels, *kernel = shape
     return flat.view(*flat.shape[:-2], outputs, *kernel, channels).movedim(-1, -1 - len(kernel))

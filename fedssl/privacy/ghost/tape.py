@@ -85,10 +85,10 @@ def _noted(layer: nn.Module, tape: Tape, x: Tensor) -> Tensor:
         )
     if isinstance(layer, nn.GroupNorm):
         return spread(layer, x, tape.copy(layer.weight), tape.copy(layer.bias))
+    if layer not in tape.shares:
+        tape.shares[layer] = Share(layer)
     y = call(layer, x)
-    share = tape.shares.setdefault(layer, Share(layer))
-    share.expect(y)
-    noted: Tensor = _Note.apply(y, x.to(y.dtype), tape.token, share)
+    noted: Tensor = _Note.apply(y, x.to(y.dtype), tape.token, tape.shares[layer])
     return noted
 
 
