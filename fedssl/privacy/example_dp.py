@@ -29,7 +29,7 @@ class ExampleDP(RecordDP):
         engine: how the gradients of records are found; see `Engine`.
     """
 
-    engine: str = "vmap"
+    engine: str = "ghost"
 
     @property
     def released(self) -> str:
@@ -49,6 +49,7 @@ class ExampleDP(RecordDP):
         inputs = coupling.inputs(examples, augment, method)
         coupling.probe_alone(method, model, inputs)
         coupling.probe_state(method, model, inputs, augment)
+        coupling.probe_engine(Engine(self.engine), method, model, inputs[0])
 
     def noisy_sum(
         self, method: SSLMethod, model: Model, batch: Batch, step: Step, planned: Planned, noise: Noise

@@ -83,10 +83,11 @@ def by_vmap(
     """
     objective = _Objective(method, model)
     wanted = {id(p) for p in (trainable(model) if only is None else only)}
-    values = {name: p.detach() for name, p in objective.named_parameters() if id(p) in wanted}
+    constant = {name: p.detach() for name, p in objective.named_parameters()}
+    values = {name: constant.pop(name) for name, p in objective.named_parameters() if id(p) in wanted}
 
     def loss(parameters: dict[str, Tensor], views: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Any]:
-        out: LossOutput = functional_call(objective, parameters, (views, index, batch, step))
+        out: LossOutput = functional_call(objective, {**constant, **parameters}, (views, index, batch, step))
         return out.loss, (out.features[0].detach(), {key: value.detach() for key, value in out.aux.items()})
 
     each = vmap(grad_and_value(loss, has_aux=True), in_dims=(None, 0, 0), randomness="different")
@@ -210,6 +211,11 @@ def pieces(batch: Batch, size: int) -> Iterator[Batch]:
         yield Batch(views, index, batch.public, batch.public_index)
 
 
+def dense(gradient: Tensor | Outer) -> Tensor:
+    """(n, *shape)."""
+    return gradient.dense() if isinstance(gradient, Outer) else gradient
+
+
 def norms(gradients: Iterable[Tensor | Outer]) -> Tensor:
     """(n,) the length of each record's gradient over all parameters, in float64 so that no small one is lost."""
     return _whole([g.lengths()[0] if isinstance(g, Outer) else _lengths(g) for g in gradients])
@@ -226,7 +232,7 @@ def clipped_sum(gradients: Sequence[Tensor | Outer], clip_norm: float) -> list[T
     packed = [torch.cat([_rows(g) for g in short], 1)] if short else []
     with torch.autocast(gradients[0].device.type, enabled=False):
         totals = iter(_clipped_sum([*packed, *others], clip_norm))
-    parts = iter(next(totals).split([math.prod(g.shape[1:]) for g in short]) if short else ())
+    parts = iter(torch.split(next(totals), [math.prod(g.shape[1:]) for g in short]) if short else ())
     return [
         next(parts).view(g.shape[1:]) if isinstance(g, Tensor) and g.dim() <= 2 else next(totals) for g in gradients
     ]
@@ -239,7 +245,7 @@ def _clipped_sum(gradients: Sequence[Tensor | Outer], clip_norm: float) -> list[
     factors = torch.where(sound, (clip_norm / lengths).clamp(max=1.0), 0.0)
     bounds = [bound for _, bound in measured if bound is not None]
     if bounds and not bool((torch.stack(bounds) * factors <= _CANCELLED * clip_norm).all()):
-        return _clipped_sum([g.dense() if isinstance(g, Outer) else g for g in gradients], clip_norm)
+        return _clipped_sum([dense(g) for g in gradients], clip_norm)
     # 0 times infinity is no number. On a GPU, asking whether there is any would wait for it.
     if sound.is_cuda or not bool(sound.all()):
         gradients = [g.only(sound) if isinstance(g, Outer) else _only(g, sound) for g in gradients]
@@ -257,7 +263,7 @@ def _lengths(gradient: Tensor) -> Tensor:
     rows, norm = _rows(gradient), torch.linalg.vector_norm
     if rows.dtype is torch.float32 and not rows.is_cuda:
         even = rows.shape[1] - rows.shape[1] % 64
-        some = norm(rows[:, :even].unflatten(1, (-1, 64)), dim=2)
+        some = norm(rows[:, :even].view(len(rows), even // 64, 64), dim=2)
         rest = norm(rows[:, even:], dim=1, dtype=torch.float64)
         found: Tensor = torch.hypot(norm(some, dim=1, dtype=torch.float64), rest)
         if bool(found.isfinite().all()):

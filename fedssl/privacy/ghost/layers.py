@@ -27,11 +27,11 @@ def known(layer: nn.Module) -> bool:
     return any(p is not None and p.requires_grad for p in layer._parameters.values())
 
 
-def spread(layer: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def spread(layer: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A group normalisation in which each of the n rows of `x` has a weight and a bias of its own, all in (n * C,).
 
-    To it, groups of different rows and of the same row are alike, so all rows are one with n times as many groups: torch
-    then finds the gradients of all these weights in the pass that it would have made anyway.
+    Groups of different rows are like groups of one row, so all rows are one with n times as many groups: torch then
+    finds the gradients of all these weights in the pass that it would have made anyway.
     """
     n = len(x)
     wide = x.reshape(1, n * x.shape[1], *x.shape[2:])
@@ -43,7 +43,7 @@ def call(layer: nn.Module, x: Tensor) -> Tensor:
     weight = cast(Tensor, layer.weight).detach()
     bias = None if layer.bias is None else cast(Tensor, layer.bias).detach()
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return layer._conv_forward(x, weight, bias)
+        return cast(Tensor, layer._conv_forward(x, weight, bias))
     if isinstance(layer, nn.LayerNorm):
         return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
     return F.linear(x, weight, bias)
@@ -57,7 +57,7 @@ def rows(layer: nn.Module, x: Tensor) -> int:
 
 
 class Share:
-    """The gradients of n records for one layer of a kind above, added up over its uses while these are differentiated."""
+    """The gradients of n records for one layer of a kind above, added up over its uses as they are differentiated."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -118,7 +118,7 @@ def _inputs(layer: nn.Module, xs: Sequence[Tensor]) -> Tensor:
     spatial = xs[0].dim() - 2
     sizes = [math.prod(w.shape[1 : 1 + spatial]) for w in windows]
     found = xs[0].new_empty(len(xs[0]), sum(sizes), math.prod(windows[0].shape[1 + spatial :]))
-    for w, part in zip(windows, found.split(sizes, 1), strict=True):
+    for w, part in zip(windows, torch.split(found, sizes, 1), strict=True):
         part.view(w.shape).copy_(w)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class _Note(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch's own signature is untyped
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         with torch.autocast(g.device.type, enabled=False):
             ctx.share.add(*ctx.saved_tensors, g)
@@ -68,7 +68,7 @@ def noting(model: Model, n: int) -> Iterator[Tape]:
     layers = [layer for layer in model.modules() if known(layer)]
     try:
         for layer in layers:
-            layer.forward = partial(_noted, layer, tape)  # type: ignore[method-assign]
+            layer.forward = partial(_noted, layer, tape)
         yield tape
     finally:
         for layer in layers:
@@ -77,18 +77,20 @@ def noting(model: Model, n: int) -> Iterator[Tape]:
 
 def _noted(layer: nn.Module, tape: Tape, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
-        return call(layer, x)
+        return cast(Tensor, type(layer).forward(layer, x))
     if rows(layer, x) != tape.n:
         raise PrivacyError(
             f"a {type(layer).__name__} saw an input of shape {tuple(x.shape)} in a batch of {tape.n} records, so which "
             "of its rows belong to which record is not known: use privacy.engine=vmap"
         )
     if isinstance(layer, nn.GroupNorm):
-        return spread(layer, x, tape.copy(layer.weight), tape.copy(layer.bias))
+        return spread(layer, x, tape.copy(layer.weight), layer.bias if layer.bias is None else tape.copy(layer.bias))
     if layer not in tape.shares:
         tape.shares[layer] = Share(layer)
     y = call(layer, x)
-    noted: Tensor = _Note.apply(y, x.to(y.dtype), tape.token, tape.shares[layer])
+    noted: Tensor = _Note.apply(  # type: ignore[no-untyped-call]  # torch's own signature is untyped
+        y, x.to(y.dtype), tape.token, tape.shares[layer]
+    )
     return noted
 
 
