@@ -48,7 +48,7 @@ class Outer:
         A length is as precise as the square of that bound: compare both before trusting it.
         """
         own, other = torch.bmm(self.g, self.g.mT), torch.bmm(self.a, self.a.mT)
-        squares = (own * other).sum((1, 2), dtype=torch.float64)
+        squares = (own.double() * other).sum((1, 2))
         return squares.clamp(min=0).sqrt(), (_trace(own) * _trace(other)).sqrt()
 
     def weighted(self, factors: Tensor) -> Tensor:

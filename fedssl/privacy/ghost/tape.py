@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fedssl.errors import PrivacyError
 from fedssl.model import Model
@@ -41,10 +40,7 @@ class Tape:
 
 
 class _Note(torch.autograd.Function):
-    """The identity, whose backward pass fills a share.
-
-    Its second derivative would miss the weights, which are constants here, so there is none.
-    """
+    """The identity, whose backward pass fills a share."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, token: Tensor, share: Share) -> Tensor:
@@ -54,8 +50,11 @@ class _Note(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():  # the weights are constants here, so second derivatives would miss them
+            raise PrivacyError(
+                "the loss differentiates a gradient, which the notes of layers cannot follow: use privacy.engine=loop"
+            )
         with torch.autocast(g.device.type, enabled=False):
             ctx.share.add(*ctx.saved_tensors, g)
         return g, None, None, None
