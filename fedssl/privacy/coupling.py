@@ -18,7 +18,7 @@ from fedssl.errors import FedsslError, PrivacyError
 from fedssl.method import Augment, Batch, Examples, MultiCrop, SSLMethod, Step, View
 from fedssl.model import Model
 from fedssl.norms import commit_statistics
-from fedssl.privacy.per_record import singles, trainable
+from fedssl.privacy.per_record import Engine, by_engine, dense, pieces, singles, trainable
 
 TOLERANCE = 1e-5  # relative; losses that compute in float32 inside leave about 1e-7
 _RECORDS = 6
@@ -91,6 +91,26 @@ def probe_alone(method: SSLMethod, model: Model, batches: Sequence[Batch]) -> No
                     f"the records of a batch act on each other in {type(method).__name__} or its network: the {what} "
                     f"of a batch differs by {gap:.1e} of its size from that of its records alone; look for statistics "
                     "over the batch, and use norm=group"
+                )
+
+
+def probe_engine(engine: Engine, method: SSLMethod, model: Model, batch: Batch) -> None:
+    """Refuse an engine that takes something of one record for another's, at two sizes of batches.
+
+    At one size alone, positions that a network has put first could be as many as records.
+
+    Raises:
+        PrivacyError: with the parameter at which it fails, or from the engine itself.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    for size in (2, 3) if len(batch.index) > 2 and engine is not Engine.loop else ():
+        precise, wide = _precise(model, next(pieces(batch, size)))
+        found, expected = (by_engine(each, method, precise, wide, _STEP).gradients for each in (engine, Engine.loop))
+        for name, own, right in zip(names, found, expected, strict=True):
+            if not _gap(dense(own), dense(right)) <= TOLERANCE:
+                raise PrivacyError(
+                    f"privacy.engine={engine} finds other gradients of records at {name} than each record has alone: "
+                    "use privacy.engine=vmap or loop"
                 )
 
 

@@ -29,7 +29,7 @@ class ExampleDP(RecordDP):
         engine: how the gradients of records are found; see `Engine`.
     """
 
-    engine: str = "vmap"
+    engine: str = "ghost"
 
     @property
     def released(self) -> str:
@@ -49,6 +49,7 @@ class ExampleDP(RecordDP):
         inputs = coupling.inputs(examples, augment, method)
         coupling.probe_alone(method, model, inputs)
         coupling.probe_state(method, model, inputs, augment)
+        coupling.probe_engine(Engine(self.engine), method, model, inputs[0])
 
     def noisy_sum(
         self, method: SSLMethod, model: Model, batch: Batch, step: Step, planned: Planned, noise: Noise
@@ -63,14 +64,14 @@ def clipped_gradients(
     mechanism: RecordDP, engine: Engine, method: SSLMethod, model: Model, batch: Batch, step: Step
 ) -> tuple[list[Tensor], LossOutput]:
     """The sum of the records' clipped gradients, for each trainable parameter, and what the loss returned."""
-    sums = [torch.zeros_like(p) for p in trainable(model)]
+    sums: list[Tensor] = []
     seen: list[Records] = []
     for piece in pieces(batch, mechanism.micro_batch) if len(batch.index) else ():
         records = by_engine(engine, method, model, piece, step)
-        for total, own in zip(sums, clipped_sum(records.gradients, mechanism.clip_norm), strict=True):
-            total += own
+        own = clipped_sum(records.gradients, mechanism.clip_norm)
+        sums = [total + more for total, more in zip(sums, own, strict=True)] if sums else own
         seen.append(Records([], records.losses, records.features, records.aux))
-    return sums, collected(seen, model)
+    return sums or [torch.zeros_like(p) for p in trainable(model)], collected(seen, model)
 
 
 def collected(seen: Iterable[Records], model: Model) -> LossOutput:

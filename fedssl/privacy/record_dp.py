@@ -49,7 +49,7 @@ class RecordDP:
     delta: float = 1e-5
     clip_norm: float = 1.0
     sample_rate: float | None = None
-    micro_batch: int = 32
+    micro_batch: int = 64
     secure: bool = False
     private: ClassVar[bool] = True
 

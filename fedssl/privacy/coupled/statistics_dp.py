@@ -49,7 +49,7 @@ class StatisticsDP(RecordDP):
             of the statistics that were released so far, which have less noise and are older. 0: each by itself.
     """
 
-    engine: str = "vmap"
+    engine: str = "ghost"
     statistic_norm: float = 10.0
     statistic_share: float = 0.2
     memory: float = 0.0
@@ -111,6 +111,7 @@ class StatisticsDP(RecordDP):
         given = Given(method, slope.to(device), self.statistic_norm, len(inputs[0].index), split.told(mean.to(device)))
         coupling.probe_alone(given, model, inputs)
         coupling.probe_state(given, model, inputs, augment)
+        coupling.probe_engine(Engine(self.engine), given, model, inputs[0])
 
     def noisy_sum(
         self, method: SSLMethod, model: Model, batch: Batch, step: Step, planned: Planned, noise: Noise
@@ -175,7 +176,7 @@ def statistic_sum(split: Decomposed, model: Model, batch: Batch, step: Step, n: 
         return split.own(model, alone, step, n).statistics[0]
 
     for piece in pieces(batch, how.micro_batch) if len(batch.index) else ():
-        if how.engine == Engine.vmap and all(isinstance(view, Tensor) for view in piece.views):
+        if how.engine in (Engine.ghost, Engine.vmap) and all(isinstance(view, Tensor) for view in piece.views):
             rows = vmap(of, randomness="different")(list(piece.views), piece.index)
         else:
             rows = torch.cat([split.own(model, alone, step, n).statistics for alone in singles(piece)])
