@@ -298,6 +298,7 @@ def image(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format=kind, dpi=150, metadata=about.get(kind, pdf))
+    figure.set_layout_engine("none")  # found once, it serves every kind of file
     return buffer.getvalue()
 
 

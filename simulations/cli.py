@@ -79,13 +79,19 @@ def dispatch(arguments: Sequence[str]) -> int:
     return 2
 
 
-def main() -> None:
-    """Entry point: refusals are one sentence and exit code 2, an interruption is exit code 130."""
+def answer(arguments: Sequence[str]) -> int:
+    """Run one command; a refusal is one sentence and exit code 2."""
     try:
-        code = dispatch(sys.argv[1:])
+        return dispatch(arguments)
     except FedsslError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 2
+        return 2
+
+
+def main() -> None:
+    """Entry point: an interruption is exit code 130."""
+    try:
+        code = answer(sys.argv[1:])
     except KeyboardInterrupt:
         # Worker threads may still be inside a client. All files are whole, so leaving at once loses nothing.
         print(

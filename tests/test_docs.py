@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -14,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from simulations import cli, pretrain
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<kind>bash|python|yaml)\n(?P<code>.*?)```", re.DOTALL)
-# What a reader runs at full size is run here for one round.
+# What a reader runs at full size is run here for one round, on few examples; pages on figures have them drawn.
 SMALL = ["federation.rounds=1", "evaluate.every=0", "evaluate.repeats=1", "device=cpu", "baselines=false"]
+FEWER = {"digits": ["data.test_fraction=0.7"], "joined": [], "any other": ["data.train=300", "data.test=100"]}
+DRAWN = ("README.md", "runs.md", "collapse.md")
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +34,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: list[str], tree: Path, cwd: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
+def run(command: list[str], tree: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=400, input=typed)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=400)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     return done
-
-
-# Everything on a page in one process, because importing torch costs more than most commands.
-PLAYER = """
-import json, sys
-from simulations import cli
-for kind, content in json.load(sys.stdin):
-    print(">>>", content, flush=True)
-    if kind == "python":
-        exec(content, {"__name__": "__main__"})
-    elif code := cli.dispatch(content):
-        sys.exit(code)
-"""
 
 
 def steps(page: Path) -> Iterator[tuple[str, str | list[str]]]:
@@ -61,18 +51,32 @@ def steps(page: Path) -> Iterator[tuple[str, str | list[str]]]:
         for line in match["code"].replace("\\\n", " ").splitlines() if match["kind"] == "bash" else ():
             words = shlex.split(line, comments=True)
             if words[:1] == ["fedssl"]:
-                final = [] if page.name in ("README.md", "runs.md") else ["evaluate.final=false"]
-                yield "fedssl", [*words[1:], *([*SMALL, *final] if words[1] == "pretrain" else [])]
+                yield "fedssl", [*words[1:], *(smaller(page, words) if words[1] == "pretrain" else [])]
             elif words:
                 assert words[0] in ("make", "git", "cd", "pip", "python"), (
                     f"{line!r} is a command that nothing here runs"
                 )
 
 
+def smaller(page: Path, words: list[str]) -> list[str]:
+    """Options that shrink a run."""
+    data = next((word[5:] for word in words if word.startswith("data=")), "digits")
+    own = {word.split("=")[0] for word in words}
+    fewer = [option for option in FEWER.get(data, FEWER["any other"]) if option.split("=")[0] not in own]
+    return [*SMALL, *fewer, *([] if page.name in ("README.md", "runs.md") else ["evaluate.final=false"])]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_commands_and_code_run(page: Path, tmp_path: Path) -> None:
-    if todo := list(steps(page)):
-        run([sys.executable, "-c", PLAYER], ROOT, tmp_path, json.dumps(todo))
+def test_commands_and_code_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, because importing torch costs more than most commands."""
+    monkeypatch.chdir(tmp_path)
+    if page.name not in DRAWN:
+        monkeypatch.setattr(pretrain, "finish_report", lambda run: None)
+    for kind, content in steps(page):
+        if kind == "python":
+            exec(content, {"__name__": "__main__"})
+        else:
+            assert cli.answer(content) == 0, content
 
 
 def test_the_extensions_join_the_contract(copy: Path, tmp_path: Path) -> None:

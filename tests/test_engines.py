@@ -15,7 +15,7 @@ import pytest
 from conftest import assert_same, execute, final_arrays
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
-from test_laws import BUFFERED
+from test_laws import BUFFERED, interrupted
 
 from fedssl import config
 from fedssl.config import Plan
@@ -46,41 +46,22 @@ def _rays_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @needs_ray
 @quiet_ray
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        (
-            *("method=byol", "strategy.share.teacher=local", "participation.fraction=0.67", "federation.rounds=3"),
-            *("compression=topk_int8", "compression.down=float16"),
-        ),
-        ("aggregation=secure", "federation.rounds=1"),
-        pytest.param(
-            ("strategy=fedmedian", "encoder.norm=batch", *BUFFERED, "federation.rounds=3"), marks=pytest.mark.slow
-        ),
-    ],
-    ids=["stateful", "secure", "stock and asynchronous"],
-)
-def test_ray_equals_in_process(overrides: tuple[str, ...], plan: Compose) -> None:
-    ours = execute(plan(*overrides, "evaluate.every=1", name="ours"))
-    rays = execute(plan(*overrides, "evaluate.every=1", "engine=ray", "engine.cpus=2", name="rays"))
+@pytest.mark.parametrize("began", [False, True], ids=["asynchronous", "stateful, begun in process"])
+def test_ray_equals_in_process(began: bool, plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first round on, and from a run's second, with what clients and server keep between rounds."""
+    options = ("federation.rounds=3", "evaluate.every=1", "strategy=fedmedian", "encoder.norm=batch", *BUFFERED)
+    if began:
+        options = (
+            *("federation.rounds=4", "evaluate.every=1", "method=byol", "strategy.share.teacher=local"),
+            *("participation.fraction=0.67", "compression=topk_int8", "compression.down=float16"),
+        )
+        interrupted(plan(*options, name="rays"), 1, monkeypatch)
+    ours = execute(plan(*options, name="ours"))
+    rays = execute(plan(*options, "engine=ray", "engine.cpus=2", name="rays"))
     assert_same(final_arrays(ours), final_arrays(rays))
-    for a, b in zip(ours.rows("clients.jsonl"), rays.rows("clients.jsonl"), strict=True):
-        assert a == b
+    assert ours.rows("clients.jsonl") == rays.rows("clients.jsonl")
 
 
-@needs_ray
-@quiet_ray
-def test_ray_resumes_what_in_process_began(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_laws import interrupted
-
-    options = ("method=byol", "strategy.share.teacher=local", "federation.rounds=3")
-    straight = execute(plan(*options, name="straight"))
-    interrupted(plan(*options, name="broken"), 1, monkeypatch)
-    resumed = execute(plan(*options, "engine=ray", "engine.cpus=2", name="broken"))
-    assert_same(final_arrays(straight), final_arrays(resumed))
-
-
-@pytest.mark.slow
 @needs_ray
 @quiet_ray
 def test_a_client_that_fails_under_ray_ends_the_run_with_its_sentence(plan: Compose) -> None:

@@ -127,11 +127,11 @@ def test_kill_minus_nine_at_any_moment(plan: Compose, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent
     folder = tmp_path / "killed"
     kills = 0
-    for rounds_seen in (1, 4, 8):
+    for rounds_seen in (2, 7):  # its row is written, the checkpoint of the same round is not, or not whole
         process = subprocess.Popen(
             command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 200
         while process.poll() is None and time.monotonic() < limit:
             log = folder / "metrics.jsonl"
             if log.exists() and log.read_text().count("\n") >= rounds_seen:
@@ -141,7 +141,7 @@ def test_kill_minus_nine_at_any_moment(plan: Compose, tmp_path: Path) -> None:
         _, errors = process.communicate()
         assert process.returncode in (-signal.SIGKILL, 0), errors.decode()
         kills += process.returncode == -signal.SIGKILL
-    assert kills >= 2, "the run was too quick to be killed"
+    assert kills == 2, "the run was too quick to be killed"
     done = subprocess.run(
         [sys.executable, "-m", "simulations.cli", "resume", str(folder)], cwd=root, env=environment, capture_output=True
     )

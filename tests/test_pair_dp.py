@@ -193,7 +193,6 @@ def masses(rows: Tensor, one: Tensor, other: Tensor, temperature: float) -> Tens
     return (own / (own + others.sum(1) - others.diagonal())).sum()
 
 
-@pytest.mark.slow
 @every_temperature
 @pytest.mark.parametrize("rows", [2, 4, 10, 40])
 def test_the_mass_that_a_record_can_draw_is_bounded(rows: int, temperature: float) -> None:

@@ -148,7 +148,6 @@ def test_a_record_moves_neither_sum_by_more_than_its_bound(name: str, kind: str)
             assert (sums[0] - sums[1]).norm() >= 0.499, "the bound is reached"
 
 
-@pytest.mark.slow
 @every
 def test_no_adversary_finds_more(name: str) -> None:
     """100 steps up the movement of both sums together, by all records of the batch."""

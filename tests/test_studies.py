@@ -62,11 +62,7 @@ class Summary:
         return found  # type: ignore[no-any-return]
 
 
-QUICK = ("augmentation", "imprinting")  # the others take up to 20 s each
-RUNS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(SMALLER)]
-
-
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(scope="module", params=sorted(SMALLER))
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A study that has run, and its folder."""
     name, out = request.param, tmp_path_factory.mktemp("studies")
