@@ -87,7 +87,7 @@ def test_the_extensions_join_the_contract(copy: Path, tmp_path: Path) -> None:
     done = run([sys.executable, "-m", "simulations.cli", "list"], copy, tmp_path)
     assert "method=align" in done.stdout
     assert "strategy=damped" in done.stdout
-    names = "(align or damped) and not golden"
+    names = "((align and images) or damped) and not golden"
     suite = ["tests/test_methods.py", "tests/test_strategies.py", "tests/test_config.py"]
     run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *suite, "-k", names], copy, copy)
     command = ["pretrain", "method=align", "strategy=damped", "name=mine", *SMALL]
