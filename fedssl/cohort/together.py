@@ -112,7 +112,7 @@ class _Together:
         rows.forget()
         try:
             losses, aux = self._losses(rows, batches, some[0].at(i))
-        except Exception:  # noqa: BLE001  # whatever it is, it is met again where the client trains alone
+        except Exception:  # whatever it is, it is met again where the client trains alone
             if i:
                 raise
             return False

@@ -22,6 +22,7 @@ from fedssl.flower.client_app import app as client_app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.server import federate
 from fedssl.job import Job
+from fedssl.partition import sizes_of
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 from fedssl.setup import device_of
@@ -94,8 +95,10 @@ def _cohorts(
             else "training clients one by one, which is the fastest here"
         )
 
+    sizes = sizes_of(parts_of(job, device_of(job)))
+
     def examples(node: int) -> int:
-        return len(parts_of(job, device_of(job))[node - 1])
+        return int(sizes[node - 1])
 
     size = cohort if isinstance(cohort, int) else None
     return Choice(size, job.federation.clients, decided), examples

@@ -55,6 +55,7 @@ def federate(
     """
     torch.set_num_threads(job.threads)
     job.check()
+    checks.holders(job)
     job.attendance(1)  # a trace that cannot be read ends the run before it begins
     with rundir.lock():
         run, point, initial = _open(grid, job, rundir, reporter, state_dir)
@@ -108,7 +109,8 @@ def _open(
         rundir.write("manifest.json", manifest(job, data, parts, device))
         table = split_table(parts, data.train.targets, data.classes)
         rundir.write("split.json", table | described(job, data, parts))
-        partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
+        if not isinstance(parts, partition.Drawn):  # a rule needs no file
+            partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
         rundir.write("payload.json", payload.manifest(job, data, parts))
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
