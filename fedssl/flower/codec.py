@@ -27,6 +27,8 @@ def _name(kind: np.dtype[Any]) -> str:
 class LazyArray(Array):
     """A Flower `Array` that holds the numpy array itself and serialises it on demand."""
 
+    _value: np.ndarray
+
     def __init__(self, value: np.ndarray) -> None:
         value = np.asarray(value)  # arithmetic turns 0-d arrays into scalars
         # At once, for a model has many arrays and a round many models.
@@ -38,6 +40,11 @@ class LazyArray(Array):
         buffer = BytesIO()
         np.save(buffer, self._value, allow_pickle=False)
         return buffer.getvalue()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the values in memory."""
+        return int(self._value.nbytes)
 
     def deflate(self) -> bytes:
         """As a plain `Array`: the receiving side of Flower knows no other class."""
@@ -92,6 +99,13 @@ class ClientState:
         records = context.state.array_records
         local, mine, residual = (decode(records[name]) for name in ("local", "mine", "residual"))
         return cls(local, mine, memo, last, residual, str(context.state.config_records["ledger"]["text"]))
+
+    @staticmethod
+    def forget(context: Context) -> None:
+        """Take the state out of a Flower context; what others have put there stays."""
+        for name in ("local", "mine", "residual", "memo", "ledger"):
+            if name in context.state:
+                del context.state[name]
 
     @property
     def empty(self) -> bool:

@@ -48,15 +48,22 @@ class InProcess:
         cohort: how many clients of a round a worker trains at once, as one batch of models: the same result within
             rounding, in less time where models and batches are small. `auto` measures in the first rounds, writes
             what it found to `cohort.json` in the run's directory, and keeps to it.
+        state_limit_mib: memory for what clients keep between rounds (teachers, queues, residuals, ledgers); what has
+            not been used for longest is on disk above it. null: no limit. The result does not depend on it.
     """
 
     workers: int = 0
     cohort: int | str = 1
+    state_limit_mib: int | None = 2048
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ConfigError(
                 f"engine.workers={self.workers} is negative: give a number of threads, or 0 for one a core"
+            )
+        if self.state_limit_mib is not None and self.state_limit_mib < 0:
+            raise ConfigError(
+                f"engine.state_limit_mib={self.state_limit_mib} is negative: give MiB, or null for no limit"
             )
         if self.cohort != "auto" and not (isinstance(self.cohort, int) and self.cohort >= 1):
             raise ConfigError(f"engine.cohort={self.cohort} trains nobody: give 1 client or more, or auto")
@@ -69,11 +76,12 @@ class InProcess:
         workers = min(workers, job.federation.clients)
         strict = job.federation.tolerate == 0
         choice, examples = _cohorts(self.cohort, job, rundir, reporter)
-        with (
-            _quiet_flower(),
-            InProcessGrid(client_app, job.federation.clients, workers, strict, choice, examples) as grid,
-        ):
-            return federate(grid, job, rundir, reporter)
+        about = (client_app, job.federation.clients, workers, strict, choice, examples)
+        limit = None if self.state_limit_mib is None else self.state_limit_mib << 20
+        with _quiet_flower(), InProcessGrid(*about, limit, rundir.clients.with_name("states")) as grid:
+            summary = federate(grid, job, rundir, reporter)
+            grid.states.clear()
+            return summary
 
 
 def _cohorts(

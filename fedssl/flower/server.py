@@ -249,7 +249,7 @@ def _local_arrays(run: Running, client: int) -> Arrays:
     """A client's own arrays of a shared process, so that a personal encoder is measured whole."""
     if not isinstance(run.grid, InProcessGrid):
         return {}
-    return codec.ClientState.load(run.grid.context(run.nodes[client])).local
+    return run.grid.states.state(run.nodes[client]).local
 
 
 def _checkpoint(run: Running, strategy: Any, at: int, now: Arrays, clients: list[int]) -> None:
@@ -259,8 +259,7 @@ def _checkpoint(run: Running, strategy: Any, at: int, now: Arrays, clients: list
     memory = run.aggregation.memory
     run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past, (memory.arrays, memory.numbers)))
     if isinstance(run.grid, InProcessGrid) and run.rundir.clients.exists():
-        for client in clients:
-            state_files.prune(run.rundir.clients, client, at)
+        state_files.prune(run.rundir.clients, clients, at)
 
 
 def _restore_clients(run: Running, done: int) -> None:
