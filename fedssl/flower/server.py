@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fedssl import partition, payload, tree
 from fedssl.aggregation.base import Memory
+from fedssl.aggregation.plain import Plain
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.flower import checks, codec, state_files, strategy_state, turns
@@ -60,6 +61,8 @@ def federate(
     with rundir.lock():
         run, point, initial = _open(grid, job, rundir, reporter, state_dir)
         strategy = job.strategy()
+        if isinstance(job.aggregation, Plain) and not job.aggregation.exact:
+            strategy.exact = False
         checks.senders(job, run.data, strategy, run.shares)
         checks.received(strategy, run.shares)
         checks.architectures(job, run.data.train.shape, initial, run.shares)
