@@ -11,6 +11,7 @@ import torch
 from fedssl.client import FitResult, fit
 from fedssl.job import Job
 from fedssl.model import to_arrays
+from fedssl.partition import sizes_of
 from fedssl.parts import Arrays
 from fedssl.setup import initial_model, public_of
 from fedssl.shards import parts_of, union_of
@@ -24,7 +25,7 @@ def central(job: Job, train: Any, device: torch.device, tick: Callable[[int, int
     nothing, short ones for their share. Both up to rounding. `tick` is called with each finished round, their number,
     and the result.
     """
-    steps = sum(-(-len(rows) // job.local.batch_size) for rows in parts_of(job, device))
+    steps = int((-(-sizes_of(parts_of(job, device)) // job.local.batch_size)).sum())
     local = replace(job.local, batch_size=-(-len(train) // steps))
     turns = (turn for at in range(1, job.federation.rounds + 1) for turn in job.attendance(at).arriving)
     rounds = max(1, round(sum(turn.work for turn in turns) / job.federation.clients))

@@ -115,6 +115,8 @@ def by_client(features: Tensor, owners: Groups, client: int | None = None) -> di
         client: of one client: pairs within its own examples, and of its own with others'.
     """
     held = np.flatnonzero(owners >= 0)
+    if not len(held):
+        return {}
     rows = held[_thinned(len(held)).numpy()]
     pair = uniformity_by_group(features[torch.from_numpy(rows)], owners[rows], client)
     names = ("uniformity_intra", "uniformity_inter")

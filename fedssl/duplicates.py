@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fedssl.datasets.base import Data, Table
 from fedssl.errors import ConfigError
-from fedssl.partition import FeatureShift, Iid, Indices, Partition, Splittable, Stored
-from fedssl.partition.draws import owner_of
+from fedssl.partition import FeatureShift, Iid, Indices, Partition, Parts, Splittable, Stored, Virtual
+from fedssl.partition.base import owner_of
 from fedssl.partition.together import split_together
 
 _SIDE = 8  # of the thumbnail of each channel of an image
@@ -104,7 +104,7 @@ def leaks(data: Data, parts: Sequence[Indices], *, threshold: float) -> dict[str
         train_test: test examples with a near-duplicate in the training set.
     """
     train, test = descriptors(data.train), descriptors(data.test)
-    pairs, owner = near_pairs(train, threshold=threshold), owner_of(list(parts))
+    pairs, owner = near_pairs(train, threshold=threshold), owner_of(parts)
     apart = pairs[owner[pairs[:, 0]] != owner[pairs[:, 1]]]
     shared = near_pairs(test, train, threshold=threshold)[:, 0]
     counts = {"across_clients": len(np.unique(apart)), "train_test": len(np.unique(shared))}
@@ -128,7 +128,7 @@ class DuplicateSafe:
 
     def __post_init__(self) -> None:
         _check(self.threshold)
-        if isinstance(self.base, FeatureShift | Stored | DuplicateSafe):
+        if isinstance(self.base, FeatureShift | Stored | DuplicateSafe | Virtual):
             raise ConfigError(
                 f"partition.base is {type(self.base).__name__}, which cannot be inside a duplicate-safe split; give "
                 "feature_shift this split as its base, and take a stored split as it is."
@@ -139,7 +139,7 @@ class DuplicateSafe:
         """Whether the base does."""
         return self.base.uses_labels
 
-    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> list[Indices]:
+    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
         """See `fedssl.partition.keep_together`."""
         found = clusters(descriptors(cast(Table, data)), threshold=self.threshold)
         return split_together(data, clients, rng, found, self.base)

@@ -190,11 +190,12 @@ def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
 @styled
 def split_picture(split: Mapping[str, Any]) -> Figure:
     """Who holds what: examples of each class on each client, below the bars of the sizes."""
-    sizes = np.asarray(split["sizes"])
+    sizes, every = np.asarray(split["sizes"]), split.get("every", 1)
+    who = "client" if every == 1 else f"client / {every}"
     if "counts" not in split:
         figure, axes = new(2.4)
         _sizes(axes, sizes)
-        axes.set_xlabel("client")
+        axes.set_xlabel(who)
         return figure
     counts = np.asarray(split["counts"]).T  # (classes, clients)
     shape = {"sharex": True, "gridspec_kw": {"height_ratios": [1, 3]}}
@@ -214,7 +215,7 @@ def split_picture(split: Mapping[str, Any]) -> Figure:
         lower.grid(False)
         figure.colorbar(image, ax=lower, label="examples", pad=0.02)
     _class_ticks(lower, split["classes"])
-    lower.set_xlabel("client" if max(counts.shape) > _BUBBLES else f"client (largest disc: {counts.max()} examples)")
+    lower.set_xlabel(who if max(counts.shape) > _BUBBLES else f"{who} (largest disc: {counts.max()} examples)")
     lower.set_ylabel("class")
     return figure
 

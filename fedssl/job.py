@@ -23,7 +23,7 @@ from fedssl.gradient import Privacy
 from fedssl.method import Augment, MultiCrop, SSLMethod
 from fedssl.modalities.pairs import SIDES
 from fedssl.participation.base import Attendance, Participation
-from fedssl.partition import FeatureShift, Partition, Splittable
+from fedssl.partition import FeatureShift, Partition, Parts, Splittable, sizes_of
 from fedssl.parts import Part
 from fedssl.sections import Consent, Evaluate, Federation
 from fedssl.wrapper import Wrapper
@@ -331,15 +331,15 @@ def parse(text: str) -> Job:
     return Job(json.loads(text))
 
 
-def split(job: Job, train: Splittable) -> list[np.ndarray]:
-    """The shards of all clients: disjoint sorted indices into the training set, the same on every machine.
+def split(job: Job, train: Splittable) -> Parts:
+    """The shards of all clients: sorted indices into the training set, the same on every machine.
 
     Raises:
         ConfigError: a client would have no examples, or the partitioner does not fit the data.
     """
     parts = job.partition.split(train, job.federation.clients, seeds.stream(job.seed, "partition"))
-    empty = [i for i, rows in enumerate(parts) if len(rows) == 0]
-    if empty:
+    empty = np.flatnonzero(sizes_of(parts) == 0)
+    if len(empty):
         raise ConfigError(
             f"{len(empty)} of {len(parts)} clients would have no examples (the first is client {empty[0]}): "
             "use fewer federation.clients, or another partition"

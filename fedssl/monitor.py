@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedssl import diagnostics
+from fedssl import diagnostics, partition
 from fedssl.alarms import Alarm, at_end, judge
 from fedssl.collapse import WeightLog, by_client, describe, likeness
 from fedssl.evaluation import Evaluator, Seen
@@ -63,11 +63,10 @@ class Monitor:
     """
 
     def __init__(
-        self, evaluator: Evaluator, shards: Sequence[np.ndarray], method: Mapping[str, Any], rows: Sequence[Row]
+        self, evaluator: Evaluator, shards: partition.Parts, method: Mapping[str, Any], rows: Sequence[Row]
     ) -> None:
         self._evaluator, self._method, self._rows = evaluator, method, list(rows)
-        owner = {int(row): client for client, rows in enumerate(shards) for row in rows}
-        self._owners = np.array([owner.get(int(row), -1) for row in evaluator.bank])
+        self._owners = _owners(shards, np.asarray(evaluator.bank))
 
     def final(self, arrays: Arrays, keys: Collection[str], last: int) -> tuple[dict[str, float], list[Alarm]]:
         """The numbers of the model that a run ends with, as in `metrics.jsonl`, and all alarms of the run.
@@ -172,6 +171,15 @@ class Monitor:
             "predictor_identity": ("predictor", "identity"),
         }
         return row | {name: mine[part][key] for name, (part, key) in told.items() if key in mine.get(part, {})}
+
+
+def _owners(shards: partition.Parts, bank: np.ndarray) -> np.ndarray:
+    """The client that holds each of these examples; -1 where there is none, or not one alone."""
+    if isinstance(shards, partition.Drawn):
+        return np.full(len(bank), -1)
+    n = 1 + max(int(bank.max()), int(partition.rows_of(shards).max()))
+    owners: np.ndarray = partition.owner_of(shards, n)[bank]
+    return owners
 
 
 def _compare(after: Outputs, clients: Mapping[int, Outputs], mine: Parts, theirs: Mapping[int, Parts]) -> None:

@@ -5,7 +5,7 @@ The manifest is made without training. A client checks its actual reply against 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,12 +15,13 @@ import torch
 
 from fedssl import seeds
 from fedssl.client import beside, scalars
-from fedssl.datasets.base import Data
+from fedssl.datasets.base import Data, Partial
 from fedssl.errors import FedsslError, PrivacyError
 from fedssl.job import Job
 from fedssl.method import Batch, Examples, MultiCrop, Step
 from fedssl.model import Model, layout_of, tensors, to_arrays
 from fedssl.movement import Movement
+from fedssl.partition import Parts, sizes_of
 from fedssl.parts import Share, part_of
 from fedssl.setup import build_model, public_of, shares_of, untrained
 
@@ -179,7 +180,7 @@ def reports(job: Job, model: Model, data: Data, shard: Examples) -> dict[str, st
     )
 
 
-def manifest(job: Job, data: Data, parts: Sequence[np.ndarray]) -> dict[str, Any]:
+def manifest(job: Job, data: Data, parts: Parts) -> dict[str, Any]:
     """The payload of a job, as `payload.json` has it: what each round exchanges with one client.
 
     Args:
@@ -191,7 +192,7 @@ def manifest(job: Job, data: Data, parts: Sequence[np.ndarray]) -> dict[str, Any
         PrivacyError: see `uploads`.
     """
     arrays, told = uploads(job, data.train.shape), downloads(job, data.train.shape)
-    client = int(np.argmax([len(rows) for rows in parts]))  # small clients may be too few for one batch
+    client = int(np.argmax(sizes_of(parts)))  # small clients may be too few for one batch
     shard = data.train.shard(parts[client], client)
     model = build_model(job, data.train.shape, len(shard), client).to(data.train.device).train()
     try:
@@ -205,7 +206,8 @@ def manifest(job: Job, data: Data, parts: Sequence[np.ndarray]) -> dict[str, Any
     numbers = [Entry(name, "", (), "float64", 8, False, private, why) for name, why in told_of.items()]
     up, down = ({name: np.empty(e.shape, e.dtype) for name, e in entries.items()} for entries in (arrays, told))
     parameters = layout_of(model, job.method.parts).parameters
-    silent = range(len(parts)) if job.aggregation.each else ()  # else what a client lacks is sent as no change
+    partial = job.aggregation.each and isinstance(data.train, Partial)
+    silent = range(len(parts)) if partial else ()  # else what a client lacks is sent as no change
     left_out = {str(c): sorted(untrained(data, c, arrays)) for c in silent}
     return {
         "up": [asdict(entry) for entry in [*arrays.values(), *numbers]],

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedssl import partition
@@ -17,7 +15,7 @@ from fedssl.rundir import git_commit
 from fedssl.shards import measured_skew
 
 
-def manifest(job: Job, data: Any, parts: Sequence[np.ndarray], device: torch.device) -> dict[str, Any]:
+def manifest(job: Job, data: Any, parts: partition.Parts, device: torch.device) -> dict[str, Any]:
     """What `manifest.json` says."""
     commit = git_commit(Path(__file__).resolve().parents[1])
     return {

@@ -17,6 +17,7 @@ import yaml
 
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.files import finite, read_arrays, write_arrays, write_json, write_text
+from fedssl.partition import Parts, some_of
 from fedssl.parts import Arrays
 from fedssl.tree import flatten
 
@@ -304,10 +305,11 @@ def git_commit(folder: Path) -> str | None:
     return None
 
 
-def split_table(parts: Sequence[np.ndarray], targets: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:
-    """The split for people: examples of each class on each client, for split.json and its picture."""
-    sizes = [len(rows) for rows in parts]
+def split_table(parts: Parts, targets: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:
+    """The split for people: examples of each class on each client, or on every k-th, for split.json and its picture."""
+    parts, every = some_of(parts)
+    told: dict[str, Any] = {"sizes": [len(rows) for rows in parts]} | ({"every": every} if every > 1 else {})
     if targets is None:
-        return {"sizes": sizes}
+        return told
     counts = [np.bincount(targets[rows], minlength=len(classes)).tolist() for rows in parts]
-    return {"sizes": sizes, "classes": list(classes), "counts": counts}
+    return {**told, "classes": list(classes), "counts": counts}

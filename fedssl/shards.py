@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -19,15 +19,14 @@ from fedssl.errors import ProtocolError
 from fedssl.job import Job, parse, split
 from fedssl.method import Examples
 from fedssl.optics import Optics, unit_of
-from fedssl.partition import FeatureShift, Indices, feature_skew
-from fedssl.partition.draws import owner_of
+from fedssl.partition import Drawn, FeatureShift, Parts, feature_skew, owner_of
 from fedssl.seen import Seen
 from fedssl.setup import data_of
 
 _DESCRIBED = 5000  # examples that the measure of feature skew reads, at most
 
 
-def parts_of(job: Job, device: torch.device) -> list[Indices]:
+def parts_of(job: Job, device: torch.device) -> Parts:
     """The clients' rows of the training set; the data set is read and split once in a process."""
     return _parts(job.text, device)
 
@@ -77,7 +76,7 @@ def union_of(job: Job, device: torch.device) -> Shard:
     return Shard.of(train, np.arange(len(train)))
 
 
-def described(job: Job, data: Data, parts: Sequence[Indices]) -> dict[str, Any]:
+def described(job: Job, data: Data, parts: Parts) -> dict[str, Any]:
     """What a special partition says of itself in split.json: the clients' appearances, near-duplicates that leak."""
     out: dict[str, Any] = {}
     partition = job.partition
@@ -91,8 +90,12 @@ def described(job: Job, data: Data, parts: Sequence[Indices]) -> dict[str, Any]:
 
 def measured_skew(job: Job, device: torch.device) -> Mapping[str, float]:
     """`feature_skew` of a sample of what the clients see, by its name; empty where it is not defined."""
-    owner, table = owner_of(parts_of(job, device)), as_held(job, device)
-    if len(table.shape) not in (2, 3) or not all(isinstance(side, int) for side in table.shape):
+    parts, table = parts_of(job, device), as_held(job, device)
+    if (
+        isinstance(parts, Drawn)
+        or len(table.shape) not in (2, 3)
+        or not all(isinstance(side, int) for side in table.shape)
+    ):
         return {}
     some = seeds.stream(job.seed, "describe").permutation(len(table))[:_DESCRIBED]
     rows = torch.split(torch.from_numpy(some).to(table.device), 512)
@@ -100,6 +103,7 @@ def measured_skew(job: Job, device: torch.device) -> Mapping[str, float]:
     if not all(isinstance(batch, Tensor) for batch in batches):  # examples that views are drawn from, not yet images
         return {}
     numbers = torch.cat([statistics(batch) for batch in batches]).cpu().numpy()
+    owner = owner_of(parts)
     skew = feature_skew([numbers[owner[some] == client] for client in np.unique(owner[some])])
     return {} if skew is None else {"feature_skew": skew}
 
@@ -112,7 +116,7 @@ def statistics(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _parts(text: str, device: torch.device) -> list[Indices]:
+def _parts(text: str, device: torch.device) -> Parts:
     job = parse(text)
     return split(job, data_of(job, device).train)
 

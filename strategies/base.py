@@ -43,6 +43,7 @@ class PartStrategy(Strategy):
     reads: ClassVar[Literal["mean", "each"]] = "mean"
     needs: ClassVar[tuple[str, ...]] = ()  # of a method's `summaries`, those that this rule reads
     proximal: float = 0.0
+    exact: ClassVar[bool] = True  # whether means are free of the order of arrival; a run sets it on its own strategy
     _now: Arrays
     _at: int  # the round that is being merged
 
@@ -97,7 +98,7 @@ class PartStrategy(Strategy):
                     yield update
 
         if self.reads == "mean":
-            mean = PartialMean(self._now)
+            mean = PartialMean(self._now, self.exact)
             for update in updates():
                 for part in dict.fromkeys(map(part_of, update.arrays)):
                     own = {key: value for key, value in update.arrays.items() if part_of(key) == part}

@@ -161,9 +161,9 @@ def test_states_on_disk(tmp_path: Path) -> None:
     only = state_files.newest(tmp_path, 30, 1)
     assert only is not None
     assert state_files.read(only) == ClientState(memo={"only": 1.0}, round=1)
-    state_files.prune(tmp_path, 3, 1)
+    state_files.prune(tmp_path, [3], 1)
     assert len(list(tmp_path.iterdir())) == 4
-    state_files.prune(tmp_path, 3, 8)
+    state_files.prune(tmp_path, [3], 8)
     assert sorted(path.name[:13] for path in tmp_path.iterdir()) == ["000003-000005", "000003-000009", "000030-000001"]
     write_arrays(only, {"local/x": np.ones(1)})
     with pytest.raises(ResumeError, match="not a client state"):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedssl.errors import ProtocolError
 from fedssl.parts import Arrays
-from fedssl.tree import ExactMean, check_same, flatten, like, size_bytes, squared_distance
+from fedssl.tree import ExactMean, PartialMean, check_same, flatten, like, size_bytes, squared_distance
 
 MODEL: Arrays = {
     "a.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
@@ -244,3 +244,37 @@ def test_flatten_names_every_leaf() -> None:
     tree = {"a": {"b": {"c": 1}, "d": [1, 2]}, "e": None, "f": {}}
     assert dict(flatten(tree)) == {"a.b.c": 1, "a.d": [1, 2], "e": None}
     assert dict(flatten(tree, "x.")) == {"x.a.b.c": 1, "x.a.d": [1, 2], "x.e": None}
+
+
+def test_a_mean_that_need_not_be_exact_is_one_in_float64() -> None:
+    now = {"a": np.zeros(3, np.float32), "b": np.zeros((), np.float32)}
+    plain = PartialMean(now, exact=False)
+    plain.add({"a": np.array([1e20, 1, 2], np.float32), "b": np.float32(1).reshape(())}, 1.0)
+    plain.add({"a": np.array([1, 1, 4], np.float32)}, 3.0)
+    plain.add({"a": np.array([-1e20, 1, 1], np.float32), "b": np.float32(4).reshape(())}, 1.0)
+    mean = plain.result()
+    assert mean["a"].tolist() == [0, 1, 3]  # what is exact has 0.6 there: the 3 is lost beside 1e20
+    assert mean["b"] == 2.5
+    assert mean["b"].shape == ()
+    exact = PartialMean(now)
+    for value, weight in ((1e20, 1.0), (1.0, 3.0), (-1e20, 1.0)):
+        exact.add({"a": np.full(3, value, np.float32)}, weight)
+    assert exact.result()["a"].tolist() == pytest.approx([0.6] * 3)
+
+
+@pytest.mark.parametrize("size", [5, (1 << 14) - 1, 1 << 14, 40_000])
+def test_arrays_that_are_added_together_give_the_sums_of_each_alone(size: int) -> None:
+    rng = np.random.default_rng(size)
+    shapes = {"a": (3,), "b": (), "c": (size,), "d": (2, 0), "e": (7, 5)}
+    model = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+    updates = [{k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()} for _ in range(3)]
+    whole, out_of_order = PartialMean(model), PartialMean(model)
+    for number, update in enumerate(updates, 1):
+        whole.add(update, number)
+        out_of_order.add({key: update[key] for key in reversed(update)}, number)
+    for key in shapes:
+        alone = ExactMean()
+        for number, update in enumerate(updates, 1):
+            alone.add({key: update[key]}, number)
+        expected = alone.result({key: model[key]})[key]
+        assert whole.result()[key].tobytes() == out_of_order.result()[key].tobytes() == expected.tobytes()

@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedssl.errors import ConfigError
+from fedssl.datasets.base import Partial
+from fedssl.errors import ConfigError, PrivacyError
 from fedssl.flower.rule import PartRule
 from fedssl.job import Job, Owner
 from fedssl.model import to_arrays
+from fedssl.partition import Virtual
 from fedssl.parts import Arrays, Share, part_of
 from fedssl.setup import build_model, shares_of, untrained
+
+
+def holders(job: Job) -> None:
+    """Refuse a claim for single examples where several clients hold the same ones.
+
+    Raises:
+        PrivacyError: they do.
+    """
+    if isinstance(job.partition, Virtual) and job.privacy.private:
+        raise PrivacyError(
+            "partition=virtual gives one example to several clients, and each would count its epsilon as if it were "
+            "the only one: use a partition of disjoint parts, or aggregation=client_dp for the unit client"
+        )
 
 
 def senders(job: Job, data: Any, strategy: Any, shares: Mapping[str, Share]) -> None:
@@ -19,7 +34,9 @@ def senders(job: Job, data: Any, strategy: Any, shares: Mapping[str, Share]) -> 
     Raises:
         ConfigError: for the first such client.
     """
-    if not job.aggregation.each or (isinstance(strategy, PartRule) and strategy.reads == "mean"):
+    if not (job.aggregation.each and isinstance(data.train, Partial)) or (
+        isinstance(strategy, PartRule) and strategy.reads == "mean"
+    ):
         return  # what a client lacks is no change, where changes are averaged before the strategy
     merged = [key for key, share in shares.items() if share is Share.merge]
     short = [c for c in range(job.federation.clients) if untrained(data, c, merged)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -17,14 +18,21 @@ WEIGHT = "num-examples"  # the key by which Flower's strategies weigh a reply
 Memo = dict[str, float]  # what a strategy's `receive` remembers on a client
 
 
+@lru_cache(maxsize=64)
+def _name(kind: np.dtype[Any]) -> str:
+    """Of a type; numpy takes longer to find it than to copy a small array."""
+    return str(kind)
+
+
 class LazyArray(Array):
     """A Flower `Array` that holds the numpy array itself and serialises it on demand."""
 
+    _value: np.ndarray
+
     def __init__(self, value: np.ndarray) -> None:
-        self.dtype = str(value.dtype)
-        self.shape = tuple(value.shape)
-        self.stype = "numpy.ndarray"
-        self._value = np.asarray(value)  # arithmetic turns 0-d arrays into scalars
+        value = np.asarray(value)  # arithmetic turns 0-d arrays into scalars
+        # At once, for a model has many arrays and a round many models.
+        self.__dict__.update(dtype=_name(value.dtype), shape=value.shape, stype="numpy.ndarray", _value=value)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]  # a dataclass field of the parent, computed here
@@ -32,6 +40,11 @@ class LazyArray(Array):
         buffer = BytesIO()
         np.save(buffer, self._value, allow_pickle=False)
         return buffer.getvalue()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the values in memory."""
+        return int(self._value.nbytes)
 
     def deflate(self) -> bytes:
         """As a plain `Array`: the receiving side of Flower knows no other class."""
@@ -47,8 +60,8 @@ class LazyArray(Array):
 def encode(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Arrays to a record that shares their memory."""
     record = ArrayRecord()
-    for key, value in arrays.items():
-        record[key] = LazyArray(value)
+    # Past its checks of every key and value, which take longer than all else here: their types are known.
+    record.__dict__["_data"].update({key: LazyArray(value) for key, value in arrays.items()})
     return record
 
 
@@ -88,6 +101,13 @@ class ClientState:
         local, mine, residual = (decode(records[name]) for name in ("local", "mine", "residual"))
         spent = context.state.config_records["ledger"]
         return cls(local, mine, memo, last, residual, str(spent["text"]), str(spent.get("own", "")))
+
+    @staticmethod
+    def forget(context: Context) -> None:
+        """Take the state out of a Flower context; what others have put there stays."""
+        for name in ("local", "mine", "residual", "memo", "ledger"):
+            if name in context.state:
+                del context.state[name]
 
     @property
     def empty(self) -> bool:

@@ -22,6 +22,7 @@ from fedssl.flower.client_app import app as client_app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.server import federate
 from fedssl.job import Job
+from fedssl.partition import sizes_of
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 from fedssl.setup import device_of
@@ -47,15 +48,22 @@ class InProcess:
         cohort: how many clients of a round a worker trains at once, as one batch of models: the same result within
             rounding, in less time where models and batches are small. `auto` measures in the first rounds, writes
             what it found to `cohort.json` in the run's directory, and keeps to it.
+        state_limit_mib: memory for what clients keep between rounds (teachers, queues, residuals, ledgers); what has
+            not been used for longest is on disk above it. null: no limit. The result does not depend on it.
     """
 
     workers: int = 0
     cohort: int | str = 1
+    state_limit_mib: int | None = 2048
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ConfigError(
                 f"engine.workers={self.workers} is negative: give a number of threads, or 0 for one a core"
+            )
+        if self.state_limit_mib is not None and self.state_limit_mib < 0:
+            raise ConfigError(
+                f"engine.state_limit_mib={self.state_limit_mib} is negative: give MiB, or null for no limit"
             )
         if self.cohort != "auto" and not (isinstance(self.cohort, int) and self.cohort >= 1):
             raise ConfigError(f"engine.cohort={self.cohort} trains nobody: give 1 client or more, or auto")
@@ -68,11 +76,12 @@ class InProcess:
         workers = min(workers, job.federation.clients)
         strict = job.federation.tolerate == 0
         choice, examples = _cohorts(self.cohort, job, rundir, reporter)
-        with (
-            _quiet_flower(),
-            InProcessGrid(client_app, job.federation.clients, workers, strict, choice, examples) as grid,
-        ):
-            return federate(grid, job, rundir, reporter)
+        about = (client_app, job.federation.clients, workers, strict, choice, examples)
+        limit = None if self.state_limit_mib is None else self.state_limit_mib << 20
+        with _quiet_flower(), InProcessGrid(*about, limit, rundir.clients.with_name("states")) as grid:
+            summary = federate(grid, job, rundir, reporter)
+            grid.states.clear()
+            return summary
 
 
 def _cohorts(
@@ -94,8 +103,10 @@ def _cohorts(
             else "training clients one by one, which is the fastest here"
         )
 
+    sizes = sizes_of(parts_of(job, device_of(job)))
+
     def examples(node: int) -> int:
-        return len(parts_of(job, device_of(job))[node - 1])
+        return int(sizes[node - 1])
 
     size = cohort if isinstance(cohort, int) else None
     return Choice(size, job.federation.clients, decided), examples

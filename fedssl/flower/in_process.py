@@ -10,9 +10,10 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -26,6 +27,7 @@ from fedssl.cohort.choice import Choice
 from fedssl.cohort.seats import Meeting, seat
 from fedssl.cohort.together import train_together
 from fedssl.errors import ProtocolError
+from fedssl.flower.run.states import States
 
 
 class _Call:
@@ -98,6 +100,8 @@ class InProcessGrid(Grid):
         fail_fast: whether an exception in a client is raised again in the thread that pulls the replies; otherwise it
             becomes an error reply, as in Flower's own runtimes.
         choice: how many clients a worker trains at once; one after another unless it says otherwise.
+        limit: bytes of the states of idle clients in memory; None keeps all there.
+        folder: for those that do not fit.
         examples: how many examples a node's client has; clients with as many as others train with them.
     """
 
@@ -109,10 +113,12 @@ class InProcessGrid(Grid):
         fail_fast: bool = True,
         choice: Choice | None = None,
         examples: Callable[[int], int] | None = None,
+        limit: int | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._app, self._nodes, self._workers, self._fail_fast = client_app, nodes, workers, fail_fast
         self._choice, self._examples = choice or Choice(1, nodes), examples
-        self._contexts: dict[int, Context] = {}
+        self.states = States(self._make, limit, folder)
         self._messages: dict[str, Message] = {}
         self._sent = 0
         self._run: Run | None = None
@@ -149,21 +155,22 @@ class InProcessGrid(Grid):
 
     def context(self, node: int) -> Context:
         """The context of a node, made when it is first needed: a million idle nodes cost nothing."""
-        if node not in self._contexts:
-            config = {"partition-id": node - 1, "num-partitions": self._nodes}
-            self._contexts[node] = Context(
-                run_id=1,
-                node_id=node,
-                node_config=cast(dict[str, bool | float | int | str], config),
-                state=RecordDict(),
-                run_config={},
-            )
-        return self._contexts[node]
+        return self.states.get(node)
+
+    def _make(self, node: int) -> Context:
+        config = {"partition-id": node - 1, "num-partitions": self._nodes}
+        return Context(
+            run_id=1,
+            node_id=node,
+            node_config=cast(dict[str, bool | float | int | str], config),
+            state=RecordDict(),
+            run_config={},
+        )
 
     @property
-    def contexts(self) -> dict[int, Context]:
-        """The contexts of all nodes that have been used."""
-        return self._contexts
+    def contexts(self) -> Mapping[int, Context]:
+        """The contexts of the nodes that have been used and are in memory."""
+        return self.states.live
 
     def set_run(self, run: Run) -> None:
         """Remember Flower's description of the run."""
@@ -205,7 +212,7 @@ class InProcessGrid(Grid):
         waiting: deque[list[_Call]] = deque()
         while todo:
             size = self._choice.next(len(todo))
-            calls = [_Call(message, self.context(message.metadata.dst_node_id)) for message in todo[:size]]
+            calls = [_Call(message, self.states.lend(message.metadata.dst_node_id)) for message in todo[:size]]
             del todo[:size]
             self._cohorts.put(list(calls))  # the worker's own: below, replies are let go one by one
             waiting.append(calls)
@@ -218,6 +225,7 @@ class InProcessGrid(Grid):
         while calls:
             call = calls.pop(0)
             call.wait()
+            self.states.back(call.context.node_id)
             if call.failure is None:
                 yield cast(Message, call.reply)
             elif self._fail_fast:

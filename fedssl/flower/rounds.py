@@ -95,6 +95,24 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout_s: float) -> Itera
             time.sleep(pause)
 
 
+@dataclass(frozen=True)
+class _InOrder(Mapping[int, int]):
+    """Node k serves partition k - 1; holds no table."""
+
+    clients: int
+
+    def __getitem__(self, client: int) -> int:
+        if not 0 <= client < self.clients:
+            raise KeyError(client)
+        return client + 1
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.clients))
+
+    def __len__(self) -> int:
+        return self.clients
+
+
 def roster(grid: Grid, clients: int, timeout_s: float) -> Mapping[int, int]:
     """Which node serves which partition: {partition: node id}.
 
@@ -104,7 +122,7 @@ def roster(grid: Grid, clients: int, timeout_s: float) -> Mapping[int, int]:
         ProtocolError: not all partitions 0 .. clients - 1 have a node in time.
     """
     if isinstance(grid, InProcessGrid):
-        return {partition: partition + 1 for partition in range(clients)}
+        return _InOrder(clients)
     found: dict[int, int] = {}
     asked: set[int] = set()
     deadline, pause = time.monotonic() + min(timeout_s, 120.0), 0.05

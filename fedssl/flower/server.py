@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fedssl import partition, payload, tree
 from fedssl.aggregation.base import Memory, OwnAccount
+from fedssl.aggregation.plain import Plain
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.evaluation import Evaluator
 from fedssl.flower import checks, codec, state_files, strategy_state, turns
@@ -55,10 +56,13 @@ def federate(
     """
     torch.set_num_threads(job.threads)
     job.check()
+    checks.holders(job)
     job.attendance(1)  # a trace that cannot be read ends the run before it begins
     with rundir.lock():
         run, point, initial = _open(grid, job, rundir, reporter, state_dir)
         strategy = job.strategy()
+        if isinstance(job.aggregation, Plain) and not job.aggregation.exact:
+            strategy.exact = False
         checks.senders(job, run.data, strategy, run.shares)
         checks.received(strategy, run.shares)
         checks.architectures(job, run.data.train.shape, initial, run.shares)
@@ -108,7 +112,8 @@ def _open(
         rundir.write("manifest.json", manifest(job, data, parts, device))
         table = split_table(parts, data.train.targets, data.classes)
         rundir.write("split.json", table | described(job, data, parts))
-        partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
+        if not isinstance(parts, partition.Drawn):  # a rule needs no file
+            partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
         rundir.write("payload.json", payload.manifest(job, data, parts))
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
@@ -247,7 +252,7 @@ def _local_arrays(run: Running, client: int) -> Arrays:
     """A client's own arrays of a shared process, so that a personal encoder is measured whole."""
     if not isinstance(run.grid, InProcessGrid):
         return {}
-    return codec.ClientState.load(run.grid.context(run.nodes[client])).local
+    return run.grid.states.state(run.nodes[client]).local
 
 
 def _checkpoint(run: Running, strategy: Any, at: int, now: Arrays, clients: list[int]) -> None:
@@ -257,8 +262,7 @@ def _checkpoint(run: Running, strategy: Any, at: int, now: Arrays, clients: list
     memory = run.aggregation.memory
     run.rundir.checkpoint(Checkpoint(at, now, strategy_state.take(strategy), past, (memory.arrays, memory.numbers)))
     if isinstance(run.grid, InProcessGrid) and run.rundir.clients.exists():
-        for client in clients:
-            state_files.prune(run.rundir.clients, client, at)
+        state_files.prune(run.rundir.clients, clients, at)
 
 
 def _restore_clients(run: Running, done: int) -> None:

@@ -9,22 +9,27 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context
 
 from fedssl.errors import ResumeError
 from fedssl.files import read_arrays, write_arrays
 from fedssl.flower.codec import ClientState
-from fedssl.flower.in_process import InProcessGrid
 from fedssl.parts import Arrays
 
+if TYPE_CHECKING:
+    from fedssl.flower.in_process import InProcessGrid
 
-def write(folder: Path, client: int, state: ClientState) -> None:
-    """Write a client's state under the round in which it was last changed."""
+
+def write(folder: Path, client: int, state: ClientState) -> Path:
+    """Write a client's state under the round in which it was last changed; returns where."""
     groups = {"local": state.local, "mine": state.mine, "residual": state.residual}
     arrays = {f"{group}/{key}": value for group, own in groups.items() for key, value in own.items()}
     meta = {"memo": json.dumps(state.memo), "round": str(state.round), "ledger": state.ledger, "own": state.own}
-    write_arrays(folder / f"{client:06d}-{state.round:06d}.safetensors", arrays, meta)
+    path = folder / f"{client:06d}-{state.round:06d}.safetensors"
+    write_arrays(path, arrays, meta)
+    return path
 
 
 def newest(folder: Path, client: int, at_most: int) -> Path | None:
@@ -52,12 +57,16 @@ def read(path: Path) -> ClientState:
     return ClientState(groups["local"], groups["mine"], memo, last, groups["residual"], ledger, meta.get("own", ""))
 
 
-def prune(folder: Path, client: int, at_most: int) -> None:
-    """Delete the files of a client that a newer one, not above `at_most`, replaces."""
-    kept = newest(folder, client, at_most)
-    for path in folder.glob(f"{client:06d}-*.safetensors"):
-        if kept is not None and path.name < kept.name:
-            path.unlink(missing_ok=True)
+def prune(folder: Path, clients: Collection[int], at_most: int) -> None:
+    """Delete the files of clients that newer ones, not above `at_most`, replace; reads the folder once."""
+    files: dict[str, list[Path]] = {f"{client:06d}": [] for client in clients}
+    for path in folder.glob("*.safetensors"):
+        files.get(path.stem.partition("-")[0], []).append(path)
+    for paths in files.values():
+        kept = max((path.name for path in paths if int(path.stem.partition("-")[2]) <= at_most), default="")
+        for path in paths:
+            if path.name < kept:
+                path.unlink(missing_ok=True)
 
 
 def restore(config: ConfigRecord, context: Context, client: int, at: int) -> None:
@@ -74,7 +83,7 @@ def keep(config: ConfigRecord, context: Context, client: int, at: int) -> None:
         if not state.empty:
             folder = Path(str(config["state-dir"]))
             write(folder, client, state)
-            prune(folder, client, int(config["checkpoint"]))  # type: ignore[arg-type]  # a ConfigRecord is loose
+            prune(folder, [client], int(config["checkpoint"]))  # type: ignore[arg-type]  # a ConfigRecord is loose
 
 
 def take(grid: InProcessGrid, nodes: Mapping[int, int], clients: Collection[int] | None, folder: Path) -> None:
@@ -86,15 +95,14 @@ def take(grid: InProcessGrid, nodes: Mapping[int, int], clients: Collection[int]
         clients: of the round; None: all that have ever taken part, because their files may be older.
         folder: of the files.
     """
-    for client in sorted(node - 1 for node in grid.contexts) if clients is None else clients:
-        state = ClientState.load(grid.context(nodes[client]))
-        if not state.empty:
-            write(folder, client, state)
+    for node in grid.states.nodes() if clients is None else [nodes[client] for client in clients]:
+        grid.states.keep(node, folder)
 
 
 def give(grid: InProcessGrid, nodes: Mapping[int, int], folder: Path, done: int) -> None:
-    """Give the clients of this process the states that they had after round `done`."""
+    """Give the clients of this process the states that they had after round `done`, each when it is first needed."""
+    grid.states.clear()
     for path in sorted(folder.glob("*.safetensors")):
         client, _, last = path.stem.partition("-")
         if int(last) <= done:  # sorted, so a newer file of the same client comes later and wins
-            read(path).save(grid.context(nodes[int(client)]))
+            grid.states.found(nodes[int(client)], path)

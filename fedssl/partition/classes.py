@@ -9,15 +9,15 @@ from typing import ClassVar
 import numpy as np
 
 from fedssl.errors import ConfigError
-from fedssl.partition.base import Indices, Labels, Splittable, targets_of
-from fedssl.partition.draws import check, parts_of
+from fedssl.partition.base import Indices, Labels, Parts, Splittable, parts_of, targets_of
+from fedssl.partition.draws import check
 
 ASSIGN = ("drawn", "turn", "shards")
 
 
 def pathological(
     targets: Labels, clients: int, rng: np.random.Generator, *, classes_per_client: int, assign: str = "drawn"
-) -> list[Indices]:
+) -> Parts:
     """Gives every client examples of `classes_per_client` classes; with all of them, drawn or in turn, it is even.
 
     Args:
@@ -83,7 +83,7 @@ class Pathological:
     def __post_init__(self) -> None:
         _check_options(self.classes_per_client, self.assign)
 
-    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> list[Indices]:
+    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
         """See `pathological`."""
         targets = targets_of(data, "pathological")
         return pathological(targets, clients, rng, classes_per_client=self.classes_per_client, assign=self.assign)
@@ -96,7 +96,7 @@ def _check_options(k: int, assign: str) -> None:
         raise ConfigError(f"assign is {assign!r}, which is not known; use {', '.join(ASSIGN)}.")
 
 
-def _shards(labels: Indices, clients: int, k: int, rng: np.random.Generator) -> list[Indices]:
+def _shards(labels: Indices, clients: int, k: int, rng: np.random.Generator) -> Parts:
     """Equal shards of the examples sorted by label, `k` drawn by each client."""
     n, shards = len(labels), clients * k
     drawn = rng.permutation(shards) // k  # (shards,) the client of each

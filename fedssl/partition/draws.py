@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedssl.errors import ConfigError
-from fedssl.partition.base import Indices, Labels
+from fedssl.partition.base import Indices, Labels, Parts, parts_of
 
 REDRAWS = 20  # draws tried for `min_size` before examples are moved
 
@@ -45,20 +45,6 @@ def check_options(alpha: float, min_size: int, name: str = "alpha") -> None:
         raise ConfigError(f"{name} is {alpha} but a Dirichlet distribution needs a finite number above 0, e.g. 0.3.")
 
 
-def parts_of(owner: Indices, clients: int) -> list[Indices]:
-    """Sorted indices per client from the (n,) owner of each example."""
-    order = np.argsort(owner, kind="stable").astype(np.int64, copy=False)
-    return np.split(order, np.cumsum(np.bincount(owner, minlength=clients))[:-1])
-
-
-def owner_of(parts: list[Indices]) -> Indices:
-    """(n,) the client of each example: the inverse of `parts_of`."""
-    owner = np.empty(sum(map(len, parts)), np.int64)
-    for client, rows in enumerate(parts):
-        owner[rows] = client
-    return owner
-
-
 def cut(n: int, shares: NDArray[np.float64]) -> Indices:
     """(n,) non-decreasing owners in proportion to `shares`, which add up to 1."""
     edges = (np.cumsum(shares)[:-1] * n).astype(np.int64)
@@ -70,7 +56,7 @@ def dirichlet_shares(clients: int, alpha: float, rng: np.random.Generator) -> ND
     return rng.dirichlet(np.full(clients, alpha))
 
 
-def at_least(draw: Callable[[], Indices], clients: int, min_size: int, rng: np.random.Generator) -> list[Indices]:
+def at_least(draw: Callable[[], Indices], clients: int, min_size: int, rng: np.random.Generator) -> Parts:
     """The first draw whose parts all have `min_size`, else the last one repaired; the caller checked n."""
     for _ in range(REDRAWS):
         owner = draw()

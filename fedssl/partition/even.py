@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedssl.partition.base import Indices, Labels, Splittable
-from fedssl.partition.draws import check, count, parts_of
+from fedssl.partition.base import Labels, Parts, Splittable, parts_of
+from fedssl.partition.draws import check, count
 
 
-def iid(targets: Labels | int, clients: int, rng: np.random.Generator) -> list[Indices]:
+def iid(targets: Labels | int, clients: int, rng: np.random.Generator) -> Parts:
     """Deals the shuffled examples out evenly; sizes differ by at most one.
 
     Raises:
@@ -30,6 +30,6 @@ class Iid:
 
     uses_labels: ClassVar[bool] = False
 
-    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> list[Indices]:
+    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
         """See `iid`."""
         return iid(len(data), clients, rng)

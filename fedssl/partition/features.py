@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from fedssl import seeds
 from fedssl.errors import ConfigError
-from fedssl.partition.base import Indices, Labels, Partition, Split, Splittable
+from fedssl.partition.base import Labels, Partition, Parts, Split, Splittable
 from fedssl.partition.even import Iid, iid
+from fedssl.partition.virtual import Virtual
 
 SPREADS = ("even", "drawn")
 SIGNED = ("rotation", "temperature", "gain")  # either way; blur and noise go one way only
@@ -41,7 +42,7 @@ class Appearance:
     axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
 
 
-def feature_shift(targets: Labels | int, clients: int, rng: np.random.Generator, *, base: Split = iid) -> list[Indices]:
+def feature_shift(targets: Labels | int, clients: int, rng: np.random.Generator, *, base: Split = iid) -> Parts:
     """The parts of a federation with feature skew: those of `base`, drawn alike, so that nothing else differs.
 
     How each client sees its part is said by `FeatureShift.appearances`.
@@ -81,6 +82,8 @@ class FeatureShift:
     base: Partition = field(default_factory=Iid)
 
     def __post_init__(self) -> None:
+        if isinstance(self.base, Virtual):
+            raise ConfigError("partition.base is virtual, whose examples belong to nobody alone; use another base.")
         for name, most in _MOST.items():
             strength = getattr(self, name)
             if not (0 <= strength <= most and math.isfinite(strength)):
@@ -95,7 +98,7 @@ class FeatureShift:
         """Whether the base does."""
         return self.base.uses_labels
 
-    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> list[Indices]:
+    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
         """See `feature_shift`."""
         return self.base.split(data, clients, rng)
 

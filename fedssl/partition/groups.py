@@ -8,11 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from fedssl.errors import ConfigError
-from fedssl.partition.base import Indices, Labels, Splittable
-from fedssl.partition.draws import parts_of
+from fedssl.partition.base import Labels, Parts, Splittable, parts_of
 
 
-def natural(groups: Labels, clients: int, rng: np.random.Generator) -> list[Indices]:
+def natural(groups: Labels, clients: int, rng: np.random.Generator) -> Parts:
     """Keeps each group (author, subject, domain) on one client, with sizes as balanced as whole groups allow.
 
     Clients are numbered by their smallest group, so with as many clients as groups, client i is the i-th group.
@@ -44,7 +43,7 @@ class Natural:
 
     uses_labels: ClassVar[bool] = False
 
-    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> list[Indices]:
+    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
         """See `natural`."""
         if data.groups is None:
             raise ConfigError("The natural partition needs groups but this data set has none; use partition=iid.")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedssl.errors import ConfigError
-from fedssl.partition.base import Indices, Labels, Splittable, targets_of
+from fedssl.partition.base import Indices, Labels, Parts, Splittable, targets_of
 from fedssl.partition.draws import at_least, check, check_options, cut, dirichlet_shares
 
 SIZES = ("free", "capped", "equal")
@@ -28,7 +28,7 @@ def dirichlet(
     alpha: float,
     min_size: int = 2,
     sizes: str = "free",
-) -> list[Indices]:
+) -> Parts:
     """Divides each class among the clients in proportions drawn from Dir(alpha): label skew.
 
     Args:
@@ -81,7 +81,7 @@ def mixed_skew(
     alpha: float,
     quantity_alpha: float,
     min_size: int = 2,
-) -> list[Indices]:
+) -> Parts:
     """Skews labels and quantities at once, each by its own amount.
 
     The parts' sizes are drawn from Dir(quantity_alpha), each class's proportions from Dir(alpha), and the proportions
@@ -134,7 +134,7 @@ class Dirichlet:
     def __post_init__(self) -> None:
         _check(self.alpha, self.min_size, self.sizes)
 
-    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> list[Indices]:
+    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
         """See `dirichlet`."""
         targets = targets_of(data, "dirichlet")
         return dirichlet(targets, clients, rng, alpha=self.alpha, min_size=self.min_size, sizes=self.sizes)
@@ -153,7 +153,7 @@ class MixedSkew:
         _check(self.alpha, self.min_size, "free")
         check_options(self.quantity_alpha, self.min_size, "quantity_alpha")
 
-    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> list[Indices]:
+    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
         """See `mixed_skew`."""
         options = {"alpha": self.alpha, "quantity_alpha": self.quantity_alpha}
         return mixed_skew(targets_of(data, "mixed_skew"), clients, rng, **options, min_size=self.min_size)
@@ -165,7 +165,7 @@ def _check(alpha: float, min_size: int, sizes: str) -> None:
         raise ConfigError(f"sizes is {sizes!r}, which is not known; use {', '.join(SIZES)}.")
 
 
-def _deal(members: list[Indices], owners: Callable[[int], Indices], rng: np.random.Generator) -> Indices:
+def _deal(members: Parts, owners: Callable[[int], Indices], rng: np.random.Generator) -> Indices:
     """(n,) owners: `owners` is asked for those of each class in turn, which its shuffled examples take."""
     owner = np.empty(sum(map(len, members)), np.int64)
     for index in members:
@@ -174,7 +174,7 @@ def _deal(members: list[Indices], owners: Callable[[int], Indices], rng: np.rand
     return owner
 
 
-def _transported(members: list[Indices], sizes: Shares, alpha: float, rng: np.random.Generator) -> Indices:
+def _transported(members: Parts, sizes: Shares, alpha: float, rng: np.random.Generator) -> Indices:
     """(n,) owners: classes in Dir(alpha) proportions, scaled to parts of these sizes."""
     counts = np.array([len(index) for index in members], np.float64)
     drawn = np.stack([dirichlet_shares(len(sizes), alpha, rng) for _ in members], 1)  # (clients, classes)

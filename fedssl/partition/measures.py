@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedssl.partition.base import Indices, Labels
+from fedssl.partition.base import Drawn, Labels, Parts, rows_of, sizes_of, some_of
 
 
-def fingerprint(parts: Sequence[Indices]) -> str:
-    """The sha256 of a split in hex: equal exactly when the parts are equal, on every platform."""
-    digest = hashlib.sha256(np.array([len(part) for part in parts], dtype="<i8").tobytes())
-    for part in parts:
-        digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
+def fingerprint(parts: Parts) -> str:
+    """The sha256 of a split in hex: equal exactly when the parts or their rules are, on every platform."""
+    if isinstance(parts, Drawn):
+        return hashlib.sha256(f"{parts.name} {len(parts)}".encode()).hexdigest()
+    digest = hashlib.sha256(np.asarray(sizes_of(parts), dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(rows_of(parts), dtype="<i8").tobytes())
     return digest.hexdigest()
 
 
-def heterogeneity(parts: Sequence[Indices], targets: Labels | None) -> dict[str, float]:
-    """How unequal a split is.
+def heterogeneity(parts: Parts, targets: Labels | None) -> dict[str, float]:
+    """How unequal a split is; of very many clients that are drawn by a rule, a sample.
 
     Returns:
         label_emd: mean over clients, weighted by size, of half the L1 distance between the client's label distribution
@@ -30,13 +31,15 @@ def heterogeneity(parts: Sequence[Indices], targets: Labels | None) -> dict[str,
         gini: of the sizes, in [0, 1): 0 equal, towards 1 when one client has everything.
         smallest, largest: sizes.
     """
-    sizes = np.sort(np.array([len(part) for part in parts], np.int64))
+    parts = some_of(parts)[0] if isinstance(parts, Drawn) else parts
+    sizes = np.sort(sizes_of(parts))
     total, clients = int(sizes.sum()), len(sizes)
     gini = float((2 * np.arange(1, clients + 1) - clients - 1) @ sizes / (clients * total))
     found = {"gini": gini, "smallest": float(sizes[0]), "largest": float(sizes[-1])}
     if targets is not None:
         labels, inverse = np.unique(targets, return_inverse=True)
-        counts = np.stack([np.bincount(inverse[part], minlength=len(labels)) for part in parts]).astype(np.float64)
+        cells = np.repeat(np.arange(clients), sizes_of(parts)) * len(labels) + inverse[rows_of(parts)]
+        counts = np.bincount(cells, minlength=clients * len(labels)).reshape(clients, -1).astype(np.float64)
         whole = counts.sum(0) / total
         own = counts.sum(1, keepdims=True)
         found["label_emd"] = float(np.abs(counts - own * whole).sum() / 2 / total)

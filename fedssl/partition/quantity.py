@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedssl.partition.base import Indices, Labels, Splittable
+from fedssl.partition.base import Indices, Labels, Parts, Splittable
 from fedssl.partition.draws import at_least, check, check_options, count, cut, dirichlet_shares
 
 
 def quantity_skew(
     targets: Labels | int, clients: int, rng: np.random.Generator, *, alpha: float, min_size: int = 2
-) -> list[Indices]:
+) -> Parts:
     """Draws the parts' sizes from Dir(alpha) and fills them at random: unequal amounts, labels as in `iid`.
 
     Raises:
@@ -43,6 +43,6 @@ class QuantitySkew:
     def __post_init__(self) -> None:
         check_options(self.alpha, self.min_size)
 
-    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> list[Indices]:
+    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
         """See `quantity_skew`."""
         return quantity_skew(len(data), clients, rng, alpha=self.alpha, min_size=self.min_size)

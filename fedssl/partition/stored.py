@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from fedssl.errors import ConfigError
 from fedssl.files import write_bytes, write_text
-from fedssl.partition.base import Indices, Splittable
-from fedssl.partition.draws import owner_of, parts_of
+from fedssl.partition.base import Indices, Parts, Splittable, owner_of, parts_of
 from fedssl.partition.measures import fingerprint
 
 SPLIT_FILE = "split.npz"  # of the split in a run directory
@@ -33,11 +32,11 @@ def write_split(path: Path, parts: Sequence[Indices]) -> None:
         write_text(path, json.dumps([part.tolist() for part in parts]))
         return
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, owner=owner_of(list(parts)))
+    np.savez_compressed(buffer, owner=owner_of(parts))
     write_bytes(path, buffer.getvalue())
 
 
-def read_split(path: str, n: int, clients: int) -> list[Indices]:
+def read_split(path: str, n: int, clients: int) -> Parts:
     """Reads a split of `n` examples among `clients`; the parts come back sorted.
 
     Args:
@@ -82,7 +81,7 @@ class Stored:
     fingerprint: str | None = None
     uses_labels: ClassVar[bool] = False
 
-    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> list[Indices]:
+    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
         """See `read_split`."""
         parts = read_split(self.path, len(data), clients)
         found = fingerprint(parts)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedssl.errors import ConfigError
-from fedssl.partition.base import Indices, Labels, Partition, Split, Splittable
-from fedssl.partition.draws import count, owner_of, parts_of
+from fedssl.partition.base import Indices, Labels, Partition, Parts, Split, Splittable, owner_of, parts_of
+from fedssl.partition.draws import count
 from fedssl.partition.even import iid
 
 
@@ -32,7 +32,7 @@ def keep_together(
     *,
     clusters: Labels,
     base: Split = iid,
-) -> list[Indices]:
+) -> Parts:
     """Splits the clusters' first examples with `base`; the others of a cluster follow theirs.
 
     What `base` promises (sizes, classes) therefore holds of the first examples.
@@ -54,7 +54,7 @@ def keep_together(
 
 def split_together(
     data: Splittable, clients: int, rng: np.random.Generator, clusters: Labels, base: Partition
-) -> list[Indices]:
+) -> Parts:
     """`keep_together` for a configured base, which may read labels or groups."""
     first, cluster_of = _firsts(clusters, len(data))
     targets, groups = (None if column is None else column[first] for column in (data.targets, data.groups))
@@ -70,5 +70,5 @@ def _firsts(clusters: Labels, n: int) -> tuple[Indices, Indices]:
     return first[order], np.argsort(order)[inverse]
 
 
-def _spread(parts: list[Indices], cluster_of: Indices, clients: int) -> list[Indices]:
+def _spread(parts: Parts, cluster_of: Indices, clients: int) -> Parts:
     return parts_of(owner_of(parts)[cluster_of], clients)

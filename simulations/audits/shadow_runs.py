@@ -11,7 +11,7 @@ from fedssl import seeds
 from fedssl.config import Plan
 from fedssl.datasets.halved import coins
 from fedssl.errors import ConfigError
-from fedssl.partition.draws import owner_of, parts_of
+from fedssl.partition.base import owner_of, parts_of
 from fedssl.partition.stored import write_split
 from fedssl.privacy.audit.attacks import Attack
 from fedssl.privacy.audit.bounds import guess_bound

@@ -17,7 +17,7 @@ from fedssl.errors import ConfigError
 from fedssl.export import load_encoder
 from fedssl.model import derive, load_arrays, tensors, to_arrays
 from fedssl.partition import Indices
-from fedssl.partition.draws import owner_of
+from fedssl.partition.base import owner_of
 from fedssl.parts import Arrays, Share, part_of
 from fedssl.privacy.audit.membership import Attacked, statistics
 from fedssl.rundir import RunDirectory
