@@ -125,14 +125,14 @@ def test_the_account_survives_a_kill_and_a_resume(plan: Compose, monkeypatch: py
 
 
 def test_nodes_refuse_and_keep_their_ledger_before_they_send(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = InProcessGrid.context
+    make = InProcessGrid._make
 
     def demanding(self: InProcessGrid, node: int) -> Any:
-        found = context(self, node)
+        found = make(self, node)
         found.node_config["max-epsilon"] = 3.0
         return found
 
-    monkeypatch.setattr(InProcessGrid, "context", demanding)
+    monkeypatch.setattr(InProcessGrid, "_make", demanding)
     with pytest.raises(PrivacyError, match=r"allows epsilon 3\.0"):
         execute(plan(*OPTIONS, "aggregation.noise_multiplier=2.0", name="weak"))
     monkeypatch.setattr("fedssl.flower.client_app.fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
