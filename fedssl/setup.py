@@ -49,6 +49,11 @@ def device_of(job: Job) -> torch.device:
 _loading = threading.Lock()
 
 
+@lru_cache(maxsize=16)  # a client asks several times a turn
+def _node(job: Job, name: str) -> str:
+    return json.dumps(job.tree[name], sort_keys=True)
+
+
 @lru_cache(maxsize=2)  # the private and the public data
 def _load(text: str, device: str) -> Data:
     data: Data = build(json.loads(text), "data").load()
@@ -58,7 +63,7 @@ def _load(text: str, device: str) -> Data:
 def data_of(job: Job, device: torch.device) -> Data:
     """The job's data on a device; read once in a process, by whoever asks first."""
     with _loading:
-        return _load(json.dumps(job.tree["data"], sort_keys=True), str(device))
+        return _load(_node(job, "data"), str(device))
 
 
 def public_of(job: Job, device: torch.device) -> Examples | None:
@@ -70,7 +75,7 @@ def public_of(job: Job, device: torch.device) -> Examples | None:
     if job.tree.get("public") is None:
         return None
     with _loading:
-        public = _load(json.dumps(job.tree["public"], sort_keys=True), str(device)).train
+        public = _load(_node(job, "public"), str(device)).train
     shape = data_of(job, device).train.shape
     if public.shape != shape:
         raise ConfigError(

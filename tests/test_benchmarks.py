@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import tiny
 
-from benchmarks import alarms, broken, compression, engines, methods, secure_sum, tables
+from benchmarks import aggregation, alarms, broken, compression, engines, methods, secure_sum, tables
 from fedssl import config
 from fedssl.model import layout_of, to_arrays
 from fedssl.setup import build_model
@@ -171,3 +171,13 @@ def test_secure_sums_on_a_ring_and_on_the_complete_graph(tmp_path: Path) -> None
     assert secure_sum.main(["--clients", "10", "50", "--numbers", "20", "--out", str(tmp_path / "sums.json")]) == 0
     rows = json.loads((tmp_path / "sums.json").read_text())["rows"]
     assert [(row["clients"], row["neighbours"]) for row in rows] == [(10, 9), (10, 9), (50, 30), (50, 49)]
+
+
+def test_means_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregation, "SIZES", ((6, 5000, 3),))
+    out = tmp_path / "means.json"
+    assert aggregation.main(["--turns", "1", "--share", "0.5", "--out", str(out)]) == 0
+    rows = {row["system"]: row for row in json.loads(out.read_text())["rows"]}
+    assert set(rows) == {"exact", "float64", "float32"}
+    assert all(row["clients"] == 3 and row["ms_per_client"] > 0 for row in rows.values())
+    assert rows["exact"]["error"] == 0
