@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.workload import BARE, Work
+from benchmarks.workload import BARE, Work, flop
 from fedssl import seeds
 from fedssl.client import optimizer_for
 from fedssl.method import Batch, Step
@@ -38,14 +37,12 @@ def measure_step(_: str, work: Work) -> dict[str, Any]:
         job.method.loss(model, batch, STEP).loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    with FlopCounterMode(display=False) as counted:
-        step()
     views = _median(lambda: job.data.augment.views(examples, generator, job.method.views))
     taken = _median(step)
     return {
         "views_s": views,
         "step_s": taken,
-        "flop": counted.get_total_flops(),
+        "flop": flop(work),
         "parameters": sum(value.numel() for value in model.state_dict().values()),
     }
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import age_s, cpu_s, watched_memory
 from fedssl import config, seeds, tree
@@ -161,8 +162,20 @@ def measure(system: str, work: Work) -> dict[str, Any]:
         "peak_mib": max(mib for at, mib in samples if at <= wall[-1]),
         "parameters": sum(value.size for value in arrays.values()),
         "sha256": digest(arrays),
+        "flop": flop(work),
         **clock.sent,
     }
+
+
+def flop(work: Work) -> int:
+    """Floating-point operations of one step: forward and backward pass of both views of a batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = work.plan(BARE, Path(folder)).job
+    model, index = build_model(job, (3, work.size, work.size)).train(), torch.arange(work.batch_size)
+    views = [torch.rand(work.batch_size, 3, work.size, work.size, generator=seeds.torch_stream(0, "flop"))] * 2
+    with FlopCounterMode(display=False) as counted:
+        job.method.loss(model, Batch(views, index), Step(1, 1, 0, 1)).loss.backward()  # type: ignore[no-untyped-call]
+    return counted.get_total_flops()
 
 
 def difference(system: str, work: Work) -> dict[str, Any]:
@@ -191,7 +204,7 @@ def digest(arrays: Arrays) -> str:
 
 
 class Clock(Reporter):
-    """Notes wall and CPU seconds when the first client may start and when each round ends, and the bytes of the last."""
+    """Notes wall and CPU seconds when the first client may start and when each round ends; shows nothing."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
