@@ -24,12 +24,12 @@ from benchmarks.speed import RESULTS
 from benchmarks.workload import ROOT, SYSTEMS, Work, fresh
 from fedssl.files import write_json
 
-SMALL = Work(clients=100, rounds=3, examples=16, width=8)
+SMALL = Work(clients=100, rounds=2, examples=16, width=8)
 COMPARED = {  # name: workload of all systems
     "small, batch 4, 16x16": replace(SMALL, batch_size=4, size=16),
     "small, batch 8, 32x32": replace(SMALL, batch_size=8, size=32),
-    "reference": Work(clients=20, rounds=3),
-    "resnet18": Work(clients=4, rounds=3, examples=32, batch_size=16, width=16, encoder="resnet18"),
+    "reference": Work(clients=16, rounds=2),
+    "resnet18": Work(clients=4, rounds=2, examples=32, batch_size=16, width=16, encoder="resnet18"),
     "small, batch 8, 16x16": replace(SMALL, batch_size=8, size=16),
     "small, batch 4, 32x32": replace(SMALL, batch_size=4, size=32),
 }

@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 _SECONDS = 0.4  # of each trial
-_BATCH = 32
+_BATCH, _WIDTH = 8, 8
 
 
 def trials(cores: int) -> list[tuple[int, int]]:
@@ -16,7 +16,7 @@ def trials(cores: int) -> list[tuple[int, int]]:
 
 
 def steps_a_second(workers: int, threads: int, seconds: float = _SECONDS) -> float:
-    """Training steps of the four-convolution encoder, of all workers together."""
+    """Training steps of a small four-convolution encoder, of all workers together."""
     import torch
 
     from fedssl.modalities.encoders import Conv4
@@ -26,7 +26,7 @@ def steps_a_second(workers: int, threads: int, seconds: float = _SECONDS) -> flo
 
     def work(_: int) -> int:
         torch.set_num_threads(threads)  # each thread has its own
-        (encoder, _), steps = Conv4().make((3, 32, 32)), 0
+        (encoder, _), steps = Conv4(_WIDTH).make((3, 32, 32)), 0
         encoder(x).square().mean().backward()  # the first one pays for what is made once
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
