@@ -27,9 +27,9 @@ from fedssl.files import write_json
 SMALL = Work(clients=100, rounds=2, examples=16, width=8)
 COMPARED = {  # name: workload of all systems
     "small, batch 4, 16x16": replace(SMALL, batch_size=4, size=16),
-    "small, batch 8, 32x32": replace(SMALL, batch_size=8, size=32),
     "reference": Work(clients=16, rounds=2),
     "resnet18": Work(clients=4, rounds=2, examples=32, batch_size=16, width=16, encoder="resnet18"),
+    "small, batch 8, 32x32": replace(SMALL, batch_size=8, size=32),
     "small, batch 8, 16x16": replace(SMALL, batch_size=8, size=16),
     "small, batch 4, 32x32": replace(SMALL, batch_size=4, size=32),
 }
@@ -43,8 +43,17 @@ def cells(turns: int) -> Iterator[tuple[str, str, int, Work]]:
     for width, batch, size in STEPS:
         work = Work(clients=1, examples=batch, batch_size=batch, size=size, width=width)
         yield f"step, width {width}, batch {batch}, {size}x{size}", "step: ", 0, work
-    first, more = [*COMPARED][:4], [*COMPARED][4:]
-    yield from _compared(first, 0)
+    first, *more = COMPARED
+    yield from _compared([first], 0)
+    yield from _grown()
+    for group in (first, *more):
+        yield group, "difference: in_process, cohort=16", 0, COMPARED[group]
+    yield from _compared(more, 0)
+    for turn in range(1, turns):
+        yield from _compared([first, *more], turn)
+
+
+def _grown() -> Iterator[tuple[str, str, int, Work]]:
     for clients in (10, 100, 1000):
         for system in (ALONE, AUTO):
             yield f"{clients} clients", system, 0, replace(TINY, clients=clients)
@@ -52,11 +61,6 @@ def cells(turns: int) -> Iterator[tuple[str, str, int, Work]]:
         yield f"width {width}", ALONE, 0, replace(TINY, clients=10, width=width)
     for pool in (100, 1000, 10000):
         yield f"pool of {pool}", ALONE, 0, replace(TINY, clients=pool, sampled=10)
-    for group in first:
-        yield group, "difference: in_process, cohort=16", 0, COMPARED[group]
-    yield from _compared(more, 0)
-    for turn in range(1, turns):
-        yield from _compared([*COMPARED], turn)
 
 
 def _compared(groups: Sequence[str], turn: int) -> Iterator[tuple[str, str, int, Work]]:
