@@ -56,7 +56,7 @@ def doctor(arguments: Sequence[str]) -> int:
     cores = len(os.sched_getaffinity(0))
     print(f"processor     {cores} cores: engine=in_process runs {cores} clients at a time, each on threads=1")
     if cores > 1:
-        print("small models  " + advice(cores))
+        print("small models  " + advice(cores, os.getloadavg()[0]))
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)

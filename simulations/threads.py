@@ -41,9 +41,12 @@ def steps_a_second(workers: int, threads: int, seconds: float = _SECONDS) -> flo
         torch.set_num_threads(before)
 
 
-def advice(cores: int) -> str:
-    """What is fastest here and now, with the numbers."""
+def advice(cores: int, busy: float) -> str:
+    """What is fastest here and now, with the numbers; `busy` is the load of the machine before."""
     speeds = {trial: steps_a_second(*trial) for trial in trials(cores)}
     workers, threads = max(speeds, key=lambda trial: speeds[trial])
     told = ", ".join(f"{w} x {t} {speed:.0f}" for (w, t), speed in speeds.items())
-    return f"engine.workers={workers} threads={threads} is fastest now (workers x threads, steps a second: {told})"
+    doubt = f"; the machine was busy (load {busy:.1f}): measure again when it is not" if busy > cores / 2 else ""
+    return (
+        f"engine.workers={workers} threads={threads} is fastest now (workers x threads, steps a second: {told}){doubt}"
+    )
