@@ -125,21 +125,19 @@ def steps(rows: Rows) -> str:
 
 @styled
 def figure(rows: Rows) -> Any:
-    """Seconds of a run of 100 small clients, start-up apart."""
+    """CPU seconds of a round of small clients: what hardly depends on what else the machine does."""
     systems = compared(rows)[SHOWN]
     drawing, axes = new(2.1)
     names = list(reversed(systems))
-    starts = [statistics.median(row["startup_s"] for row in systems[name]) for name in names]
-    rounds = [statistics.median(sum(row["round_s"]) for row in systems[name]) for name in names]
-    axes.barh(names, rounds, color=COLOURS[0], label="rounds")
-    axes.barh(names, starts, left=rounds, color=COLOURS[4], hatch=HATCHES[1], edgecolor="white", label="start-up")
-    for place, total in enumerate(a + b for a, b in zip(starts, rounds, strict=True)):
+    seconds = [statistics.median(later(row, "round_cpu_s") for row in systems[name]) for name in names]
+    colours = [COLOURS[2] if "cohort" in name else COLOURS[0] for name in names]
+    axes.barh(names, seconds, color=colours, hatch=[HATCHES[1] if "cohort" in name else "" for name in names])
+    for place, total in enumerate(seconds):
         axes.text(total, place, f" {total:.1f}", va="center", fontsize=8)
     work = systems[BARE][0]["work"]
-    axes.set_xlabel(f"seconds: {work['rounds']} rounds of {work['clients']} clients, batch {work['batch_size']}")
+    axes.set_xlabel(f"CPU seconds a round of {work['clients']} small clients")
     axes.set_xmargin(0.12)
     axes.grid(visible=False, axis="y")
-    axes.legend(loc="lower right")
     return drawing
 
 
