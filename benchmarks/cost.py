@@ -20,6 +20,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.speed import RESULTS, Rows, about_text, later, put, table
+from fedssl.datasets.synthetic import BLOCK
 
 PAGE = "scaling.md"
 HELD_OUT = ("small, batch 4, 16x16", "reference", "resnet18")  # measured, and not fitted to
@@ -39,7 +40,7 @@ class Constants:
     parameter: float  # seconds a client, round and parameter
     memory: float  # MiB of a process that has imported everything
     models: float  # copies of the model that are held
-    maps: float  # feature maps of full resolution that are held, of both views of a batch
+    reading: float  # copies in float32 of the images, while a set is drawn (at most 2,048 at a time)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ class Size:
     batch_size: int = 32
     size: int = 32  # pixels a side
     channels: int = 3
-    width: int = 16  # channels of the largest feature map
     sampled: int = 0
 
     @property
@@ -69,9 +69,9 @@ def predict(constants: Constants, size: Size) -> dict[str, float]:
     work = constants.gflop * size.flop / 1e9 + constants.pixel * size.size**2
     client = constants.client + constants.parameter * size.parameters
     each = batches * (constants.step + constants.batch) + size.examples * work + client
-    feature_map = 2 * FLOAT * size.batch_size * size.size**2 * size.width
+    drawn = FLOAT * size.channels * size.size**2 * min(size.clients * size.examples, BLOCK)
     data = size.clients * size.examples * size.channels * size.size**2
-    held = constants.models * FLOAT * size.parameters + constants.maps * feature_map + data
+    held = constants.models * FLOAT * size.parameters + constants.reading * drawn + data
     return {
         "seconds": size.rounds * size.a_round * each,
         "bytes": 2.0 * FLOAT * size.parameters * size.a_round * size.rounds,
@@ -89,15 +89,15 @@ def fit(rows: Rows) -> Constants:
     over = [_seconds(r) / r["work"]["clients"] - predict(partial, size_of(r, 1, 1))["seconds"] for r in runs]
     scale = [_seconds(r) / r["work"]["clients"] for r in runs]
     client, parameter = _fit([(1, r["parameters"]) for r in runs], over, scale)
-    held = [(1, FLOAT * r["parameters"] / 2**20, _map(r["work"]) / 2**20) for r in runs]
-    memory, models, maps = _fit(held, [r["peak_mib"] - _data(r["work"]) for r in runs])
-    return Constants(step, gflop, batch, pixel, client, parameter, memory, models, maps)
+    held = [(1, FLOAT * r["parameters"] / 2**20, _drawn(r["work"]) / 2**20) for r in runs]
+    memory, models, reading = _fit(held, [r["peak_mib"] - _data(r["work"]) for r in runs])
+    return Constants(step, gflop, batch, pixel, client, parameter, memory, models, reading)
 
 
 def size_of(row: Mapping[str, Any], rounds: int, clients: int = 0) -> Size:
     """The size of a measured run."""
     work = row["work"]
-    names = ("examples", "batch_size", "size", "width", "sampled")
+    names = ("examples", "batch_size", "size", "sampled")
     return Size(
         clients or work["clients"], row["parameters"], rounds, row["flop"] / work["batch_size"],
         **({name: work[name] for name in names} | ({"sampled": 0} if clients else {})),
@@ -136,8 +136,8 @@ def _pixels(work: Mapping[str, Any]) -> float:
     return float(work["batch_size"] * work["size"] ** 2)
 
 
-def _map(work: Mapping[str, Any]) -> float:
-    return 2 * FLOAT * _pixels(work) * float(work["width"])
+def _drawn(work: Mapping[str, Any]) -> float:
+    return float(3 * FLOAT * work["size"] ** 2 * min(work["clients"] * work["examples"], BLOCK))
 
 
 def _data(work: Mapping[str, Any]) -> float:
@@ -153,7 +153,7 @@ UNITS = {  # field: (factor, unit, what it is)
     "parameter": (1e9, "ns", "a parameter of a client and round"),
     "memory": (1.0, "MiB", "the process"),
     "models": (1.0, "", "copies of the model held"),
-    "maps": (1.0, "", "feature maps of full resolution held, of both views of a batch"),
+    "reading": (1.0, "", "copies of the images in float32 while a set is drawn (at most 2,048 at a time)"),
 }
 
 

@@ -102,14 +102,12 @@ def test_the_cost_model_finds_the_constants_that_made_the_numbers() -> None:
 
 
 def test_a_round_costs_what_its_parts_cost() -> None:
-    size = cost.Size(
-        clients=7, parameters=1000, rounds=3, flop=2e6, examples=10, batch_size=4, size=8, width=2, sampled=2
-    )
+    size = cost.Size(clients=7, parameters=1000, rounds=3, flop=2e6, examples=10, batch_size=4, size=8, sampled=2)
     said = cost.predict(TRUE, size)
     steps = 3 * (1e-3 + 2e-4) + 10 * (2e6 / 1e9 * 1e-2 + 64 * 3e-8)
     assert said["seconds"] == pytest.approx(3 * 2 * (steps + 4e-3 + 5e-6))
     assert said["bytes"] == 3 * 2 * 2 * 4000
-    assert said["mib"] == pytest.approx(300 + (6 * 4000 + 2 * 2 * 4 * 4 * 64 * 2 + 7 * 10 * 3 * 64) / 2**20)
+    assert said["mib"] == pytest.approx(300 + (6 * 4000 + 2 * 4 * 3 * 64 * 70 + 7 * 10 * 3 * 64) / 2**20)
 
 
 def test_systems_that_should_agree_and_do_not_are_refused() -> None:
