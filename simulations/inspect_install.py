@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from fedssl import config
 from fedssl.errors import ConfigError
+from simulations.threads import advice
 
 _PLURALS = {"strategies": "strategy", "privacies": "privacy", "studies": "study"}
 _PLACES = {group: f"{group}@participation.{group}" for group in ("available", "pace")}  # they fill a field of another
@@ -54,6 +55,8 @@ def doctor(arguments: Sequence[str]) -> int:
     print("packages      " + ", ".join(f"{name} {version(name)}" for name in packages))
     cores = len(os.sched_getaffinity(0))
     print(f"processor     {cores} cores: engine=in_process runs {cores} clients at a time, each on threads=1")
+    if cores > 1:
+        print("small models  " + advice(cores, os.getloadavg()[0]))
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)

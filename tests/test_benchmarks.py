@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from conftest import tiny
 
-from benchmarks import aggregation, alarms, broken, compression, engines, methods, secure_sum, tables
+from benchmarks import aggregation, alarms, broken, compression, engines, methods, secure_sum, tables, workload
 from fedssl import config
 from fedssl.model import layout_of, to_arrays
 from fedssl.setup import build_model
 
-TINY = engines.Work(clients=3, rounds=2, examples=16, batch_size=8, size=8, width=4)
-LOCAL = [name for name in engines.SYSTEMS if "ray" not in name]
+TINY = workload.Work(clients=3, rounds=2, examples=16, batch_size=8, size=8, width=4)
+LOCAL = [name for name in engines.EXACT if "ray" not in name]
 
 
-def once(name: str, work: engines.Work) -> dict[str, Any]:
+def once(name: str, work: workload.Work) -> dict[str, Any]:
     """A measurement in this process, smaller than asked."""
-    return engines.here(name, TINY)
+    return workload.here(name, TINY)
 
 
 def test_quick_comparison_of_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +49,7 @@ def test_quick_comparison_of_engines(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_systems_that_differ_are_refused() -> None:
-    def wrong(name: str, work: engines.Work) -> dict[str, Any]:
+    def wrong(name: str, work: workload.Work) -> dict[str, Any]:
         row = {"system": name, "startup_s": 0.0, "round_s": [1.0], "round_cpu_s": [1.0], "peak_mib": 1.0}
         return row | {"us_per_client": [1.0], "parameters": 1, "sha256": name}
 

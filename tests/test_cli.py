@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY
 
-from simulations import cli
+from simulations import cli, threads
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = [*TINY, "federation.rounds=1"]
@@ -246,8 +247,21 @@ def test_list_and_doctor(finished: Path) -> None:
     assert "partition=iid" not in fedssl("list", "strategies").stdout
     doctor = fedssl("doctor")
     assert doctor.returncode == 0, doctor.stderr
-    for word in ("torch", "cores", "gpu", "extra ray"):
+    several = ["is fastest now"] if len(os.sched_getaffinity(0)) > 1 else []
+    for word in ("torch", "cores", "gpu", "extra ray", *several):
         assert word in doctor.stdout
+
+
+def test_doctor_names_the_fastest_use_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    assert threads.steps_a_second(2, 1, seconds=0.05) > 0
+    assert torch.get_num_threads() == before
+    assert threads.trials(2) == [(1, 1), (2, 1), (1, 2)]
+    speeds = {(1, 1): 10.0, (8, 1): 40.0, (4, 2): 50.0, (1, 8): 5.0}
+    monkeypatch.setattr(threads, "steps_a_second", lambda *trial: speeds[trial])
+    assert threads.advice(8, busy=0.5).startswith("engine.workers=4 threads=2 is fastest")
+    assert "busy" not in threads.advice(8, busy=0.5)
+    assert "busy (load 7.0): measure again" in threads.advice(8, busy=7.0)
 
 
 def test_help_is_quick_because_it_imports_nothing_heavy() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fedssl.errors import ConfigError
-from fedssl.modalities.images import ImageViews, warp
+from fedssl.modalities.images import LUMA, ImageViews, warp
 
 OFF = ImageViews(crop=(1.0, 1.0), aspect=(1.0, 1.0), flip=0, jitter=0, grey=0, mean=(0.0,) * 3, std=(1.0,))
 ALL = ImageViews(rotation=20, translate=0.1, blur=0.5, noise=0.05)
@@ -191,3 +193,98 @@ def test_images_with_other_channels_are_refused() -> None:
         ImageViews(jitter=0, grey=0).views(pictures(channels=1), generator(), 1)
     with pytest.raises(ConfigError, match="3 channels"):
         GREY.plain(pictures())
+
+
+# --- The same distribution as a slow reference, image by image --------------------------------------------------------
+
+
+def drawn_slowly(picture: np.ndarray, views: ImageViews, rng: random.Random) -> tuple[np.ndarray, dict[str, float]]:
+    """One view of a (C, S, S) picture by torchvision's description: box, resize, flip, then PIL's colour operations.
+
+    Nothing is batched, affine or a matrix: each pixel's place and colour is computed by itself.
+    """
+    side = picture.shape[1]
+    area, log_ratio = rng.uniform(*views.crop), rng.uniform(math.log(views.aspect[0]), math.log(views.aspect[1]))
+    width, height = (min(1.0, math.sqrt(area * r)) * side for r in (math.exp(log_ratio), math.exp(-log_ratio)))
+    left, top = rng.uniform(0, side - width), rng.uniform(0, side - height)
+    flip = rng.random() < views.flip
+    out = np.empty_like(picture)
+    for i in range(side):
+        for j in range(side):
+            across = side - 1 - j if flip else j
+            y, x = (top + (i + 0.5) * height / side - 0.5, left + (across + 0.5) * width / side - 0.5)
+            y, x = min(max(y, 0.0), side - 1.0), min(max(x, 0.0), side - 1.0)
+            a, b = min(int(y), side - 2), min(int(x), side - 2)
+            v, u = y - a, x - b
+            rows = [(1 - u) * picture[:, k, b] + u * picture[:, k, b + 1] for k in (a, a + 1)]
+            out[:, i, j] = (1 - v) * rows[0] + v * rows[1]
+    if rng.random() < views.jitter:
+        factors = [rng.uniform(max(0, 1 - s), 1 + s) for s in (views.brightness, views.contrast, views.saturation)]
+        out = out * factors[0]
+        out = factors[1] * out + (1 - factors[1]) * np.dot(LUMA, out.mean((1, 2)))
+        out = factors[2] * out + (1 - factors[2]) * np.tensordot(LUMA, out, 1)
+    if rng.random() < views.grey:
+        out = np.broadcast_to(np.tensordot(LUMA, out, 1), out.shape)
+    return out.clip(0, 1), {"width": width / side, "height": height / side, "left": left / side, "top": top / side}
+
+
+def test_crops_have_the_area_place_and_aspect_of_the_slow_reference() -> None:
+    """A picture whose channels are its coordinates shows where each view was taken from."""
+    views, side, count = replace(OFF, crop=(0.2, 1.0), aspect=(0.75, 4 / 3), flip=0.5), 16, 4000
+    along = ((torch.arange(side) + 0.5) / side).expand(side, side)
+    place = torch.stack([along, along.T, torch.zeros(side, side)]).expand(count, -1, -1, -1).contiguous()
+    out = one(views, place)[:, :2, 4:12, 4:12]  # the middle never needs pixels of the edge
+    per = side / 7
+    slope_x, slope_y = (out[:, 0, 4, 7] - out[:, 0, 4, 0]) * per, (out[:, 1, 7, 4] - out[:, 1, 0, 4]) * per
+    middle = out.mean((2, 3))
+    width, height = slope_x.abs(), slope_y.abs()
+    ours = {"width": width, "height": height, "left": middle[:, 0] - width / 2, "top": middle[:, 1] - height / 2}
+    rng, picture = random.Random(7), np.zeros((3, 2, 2))
+    drawn = [drawn_slowly(picture, views, rng)[1] for _ in range(count)]
+    slow = {name: torch.tensor([each[name] for each in drawn]) for name in drawn[0]}
+    for of in (ours, slow):
+        of["area"], of["log aspect"] = of["width"] * of["height"], (of["width"] / of["height"]).log()
+    for name, mine in ours.items():
+        assert distance(mine, slow[name]) < 0.043, name  # Kolmogorov-Smirnov: exceeded by chance once in a thousand
+    assert 0.46 < float((slope_x < 0).float().mean()) < 0.54
+    assert bool((slope_y > 0).all())
+
+
+def test_colours_have_the_distribution_of_the_slow_reference() -> None:
+    """Every colour of a picture, and how saturated it is; no hue, which is another formula here by design."""
+    views = replace(OFF, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, grey=0.2)
+    views, count, side = replace(views, hue=0), 4000, 2
+    picture = 0.3 + 0.4 * torch.rand(3, side, side, generator=generator(5), dtype=torch.float64)
+    out = one(views, picture.expand(count, -1, -1, -1).contiguous())
+    rng = random.Random(11)
+    slow = torch.from_numpy(np.stack([drawn_slowly(picture.numpy(), views, rng)[0] for _ in range(count)]))
+    for pixel in ((0, 0), (1, 1)):
+        for channel in range(3):
+            assert distance(out[:, channel, *pixel], slow[:, channel, *pixel]) < 0.043
+        vivid = [of[:, :, *pixel].amax(1) - of[:, :, *pixel].amin(1) for of in (out, slow)]
+        assert distance(*vivid) < 0.043
+    assert distance(out.mean((1, 2, 3)), slow.mean((1, 2, 3))) < 0.043
+    assert distance(out.std((1, 2, 3)), slow.std((1, 2, 3))) < 0.043
+    other = one(replace(views, contrast=0.8), picture.expand(count, -1, -1, -1).contiguous())
+    assert distance(other.std((1, 2, 3)), slow.std((1, 2, 3))) > 0.06, "another strength is seen"
+
+
+def test_whole_views_have_the_distribution_of_the_slow_reference() -> None:
+    views, count, side = replace(ImageViews(hue=0), mean=(0.0,) * 3, std=(1.0,)), 1000, 6
+    picture = 0.2 + 0.6 * torch.rand(3, side, side, generator=generator(3), dtype=torch.float64)
+    out = one(views, picture.expand(count, -1, -1, -1).contiguous())
+    rng = random.Random(13)
+    slow = torch.from_numpy(np.stack([drawn_slowly(picture.numpy(), views, rng)[0] for _ in range(count)]))
+    for pixel in ((0, 0), (2, 3), (5, 1)):
+        for channel in range(3):
+            assert distance(out[:, channel, *pixel], slow[:, channel, *pixel]) < 0.087
+    change = [(of[:, :, 2, 2] - of[:, :, 2, 3]).abs().sum(1) for of in (out, slow)]
+    assert distance(*change) < 0.087, "neighbouring pixels differ by as much"
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Kolmogorov-Smirnov: the largest difference of the two distribution functions, of up to 1e-9 equal values."""
+    a, b = a.double().mul(1e9).round().sort().values, b.double().mul(1e9).round().sort().values
+    both = torch.cat([a, b]).unique()
+    shares = [torch.searchsorted(of, both, right=True).double() / len(of) for of in (a, b)]
+    return float((shares[0] - shares[1]).abs().max())

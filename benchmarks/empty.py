@@ -1,0 +1,86 @@
+"""What an engine costs when clients do nothing."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from benchmarks.workload import BARE, LIMIT_S, Work
+from fedssl import tree
+from fedssl.flower import codec
+from fedssl.flower.in_process import InProcessGrid
+from fedssl.flower.rounds import exchange
+from fedssl.model import to_arrays
+from fedssl.parts import Arrays
+from fedssl.setup import build_model
+from strategies.fedavg import FedAvg
+
+EMPTY = {  # name: worker threads, 0 = no engine, None = Ray
+    "merge alone": 0,
+    "in_process, 1 worker": 1,
+    "in_process, 2 workers": 2,
+    "ray, 2 cpus": None,
+}
+idle = ClientApp()
+
+
+@idle.train()
+def _echo(message: Message, context: Context) -> Message:
+    arrays = codec.decode(message.content.array_records[codec.ARRAYS])
+    metrics: dict[str, int | float] = {codec.WEIGHT: 96, "partition-id": 0}
+    return Message(codec.reply(arrays, metrics), reply_to=message)
+
+
+def measure_empty(system: str, work: Work) -> dict[str, Any]:
+    """Seconds of each round of clients that send back what they got; a first round is left out."""
+    workers = EMPTY[system]
+    with tempfile.TemporaryDirectory() as folder:
+        job = work.plan(BARE, Path(folder)).job
+    torch.set_num_threads(1)
+    arrays, seconds = to_arrays(build_model(job, (3, 8, 8))), [0.0]
+    if workers == 0:
+        for _ in range(work.rounds + 1):
+            start, mean = time.perf_counter(), tree.ExactMean()
+            for _client in range(work.clients):
+                mean.add(arrays, work.examples)
+            mean.result(arrays)
+            seconds.append(time.perf_counter() - start)
+    elif workers is None:
+        _on_ray(lambda grid: seconds.extend(_empty_rounds(grid, arrays, work)), work.clients)
+    else:
+        with InProcessGrid(idle, work.clients, workers) as grid:
+            seconds.extend(_empty_rounds(grid, arrays, work))
+    return {"system": system, "us_per_client": [1e6 * s / work.clients for s in seconds[2:]]}
+
+
+def _empty_rounds(grid: Grid, arrays: Arrays, work: Work) -> Iterator[float]:
+    strategy = FedAvg()
+    while len(list(grid.get_node_ids())) < work.clients:
+        time.sleep(0.05)
+    for at in range(work.rounds + 1):
+        start = time.perf_counter()
+        messages = strategy.configure_train(at, codec.encode(arrays), ConfigRecord({}), grid)
+        strategy.aggregate_train(at, exchange(grid, messages, LIMIT_S))
+        yield time.perf_counter() - start
+
+
+def _on_ray(use: Callable[[Grid], None], clients: int) -> None:
+    from flwr.simulation import run_simulation
+
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        use(grid)
+
+    init = {"include_dashboard": False, "log_to_driver": False, "num_cpus": 2}
+    backend: Any = {"init_args": init, "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0}}
+    run_simulation(server, idle, num_supernodes=clients, backend_config=backend)

@@ -1,0 +1,173 @@
+"""The tables and the figure of `python -m benchmarks`: systems beside the bare loop, and the share of the views."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engines import EXACT
+from benchmarks.workload import BARE, ROOT, SYSTEMS
+from fedssl.figures import COLOURS, HATCHES, image, new, styled
+from fedssl.files import write_bytes, write_text
+
+BEGIN, END = "<!-- begin: python -m benchmarks, {} -->\n", "<!-- end -->"
+RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
+PAGE, FULL, FIGURE = "engines.md", "speed.md", "speed.png"
+SHOWN = "small, batch 4, 16x16"  # in the figure
+Rows = Sequence[Mapping[str, Any]]
+
+
+def compared(rows: Rows) -> dict[str, dict[str, Rows]]:
+    """Workload -> system -> its turns.
+
+    Raises:
+        RuntimeError: systems that promise the same bits ended with different ones.
+    """
+    found: dict[str, dict[str, Rows]] = {}
+    for group in dict.fromkeys(row["group"] for row in rows if row["name"] == BARE):
+        here = [row for row in rows if row["group"] == group]
+        found[group] = {name: [r for r in here if r["name"] == name] for name in SYSTEMS}
+        found[group] = {name: turns for name, turns in found[group].items() if turns}
+        hashes = {row["sha256"] for name in EXACT for row in found[group].get(name, ())}
+        if len(hashes) != 1:
+            raise RuntimeError(f"{group}: systems that promise equal bits do not compute the same thing")
+    return found
+
+
+def later(row: Mapping[str, Any], key: str) -> float:
+    """Mean of the rounds but the first, in which data are read and models built."""
+    return statistics.fmean(row[key][1:] or row[key])
+
+
+def ratios(mine: Rows, floor: Rows, key: str) -> list[float]:
+    """Of the turns that both have."""
+    pairs = [(a, b) for a in mine for b in floor if a["turn"] == b["turn"]]
+    return [later(a, key) / later(b, key) for a, b in pairs if later(b, key) > 0]
+
+
+def matrix(rows: Rows) -> str:
+    """Systems by workloads: wall and CPU seconds of a round over the bare loop's."""
+    groups = compared(rows)
+    body = []
+    for name in SYSTEMS:
+        cells = [name]
+        for systems in groups.values():
+            both = [ratios(systems.get(name, ()), systems[BARE], key) for key in ("round_s", "round_cpu_s")]
+            cells.append(" / ".join(f"{statistics.median(v):.2f}" for v in both) if all(both) else "")
+        if any(cells[1:]):
+            body.append(cells)
+    differences = [row for row in rows if row["name"].startswith("difference")]
+    last = ["difference of cohort=16"]
+    for group in groups:
+        away = next((row["difference"] for row in differences if row["group"] == group), None)
+        last.append("" if away is None else f"{away:.0e}")
+    return table(["a round over the bare loop's, wall / CPU", *groups], [*body, last])
+
+
+def full(result: Mapping[str, Any]) -> str:
+    """Everything that was measured of the compared systems, as a page."""
+    lines = ["# Speed\n", f"{about_text(result)}: `{result['command']}`. {NOTE}\n"]
+    for group, systems in compared(result["rows"]).items():
+        work = systems[BARE][0]["work"]
+        lines.append(
+            f"## {group}\n\n{work['clients']} clients of {work['examples']} examples, batch {work['batch_size']}, "
+            f"{work['size']}x{work['size']}, {work['encoder']} of width {work['width']}, "
+            f"{systems[BARE][0]['parameters']} parameters; turns: {len(systems[BARE])}. SHA-256 of the exact systems "
+            f"{systems[BARE][0]['sha256'][:16]}.\n"
+        )
+        body = []
+        for name, turns in systems.items():
+            middle = [statistics.median(row[key] for row in turns) for key in ("startup_s", "peak_mib")]
+            times = [statistics.median(later(row, key) for row in turns) for key in ("round_s", "round_cpu_s")]
+            first = statistics.median(row["round_s"][0] for row in turns)
+            cells = [name, f"{middle[0]:.2f}", f"{first:.2f}", *(f"{t:.2f}" for t in times), f"{middle[1]:.0f}"]
+            body.append([*cells, *(_spread(ratios(turns, systems[BARE], k)) for k in ("round_s", "round_cpu_s"))])
+        head = ["system", "start-up s", "first round s", "a round s", "CPU s a round", "peak MiB"]
+        lines.append(table([*head, "wall / bare", "CPU / bare"], body))
+        away = [row for row in result["rows"] if row["group"] == group and row["name"].startswith("difference")]
+        lines += [
+            f"{row['system']} against bare after {work['rounds']} rounds: {row['difference']:.1e} of its norm, "
+            f"{row['of_the_movement']:.1e} of what training moved, {row['worst_array']:.1e} of the norm of the worst "
+            "array.\n"
+            for row in away
+        ]
+    return "\n".join(lines)
+
+
+NOTE = (
+    "One torch thread a client, fresh processes, systems in turn; medians, and ratios of neighbours of a turn. Rounds "
+    "without the first. Memory is that of all processes; pages they share count in each. `FedAvg by hand` draws its "
+    "own random numbers; all others but the cohorts end with equal bits, which is checked."
+)
+
+
+def about_text(result: Mapping[str, Any]) -> str:
+    """When, on what and beside what."""
+    about, loads = result["machine"], [row["load"] for row in result["rows"]]
+    return (
+        f"{about['date'][:10]}, {about['cpu']}, {about['cores']} cores, torch {about['versions']['torch']}, load "
+        f"{min(loads):.1f} to {max(loads):.1f} (median {statistics.median(loads):.1f})"
+    )
+
+
+def steps(rows: Rows) -> str:
+    """What the two views cost in a step."""
+    body = []
+    for row in (row for row in rows if row["group"].startswith("step")):
+        work, total = row["work"], row["views_s"] + row["step_s"]
+        size = f"width {work['width']}, {work['size']}x{work['size']}"
+        times = [f"{1000 * row[key]:.1f}" for key in ("views_s", "step_s")]
+        body.append([size, str(work["batch_size"]), *times, f"{100 * row['views_s'] / total:.0f} %"])
+    return table(["encoder, images", "batch", "two views, ms", "step, ms", "share of the views"], body)
+
+
+@styled
+def figure(rows: Rows) -> Any:
+    """CPU seconds of a round of small clients: what hardly depends on what else the machine does."""
+    systems = compared(rows)[SHOWN]
+    drawing, axes = new(2.1)
+    names = list(reversed(systems))
+    seconds = [statistics.median(later(row, "round_cpu_s") for row in systems[name]) for name in names]
+    colours = [COLOURS[2] if "cohort" in name else COLOURS[0] for name in names]
+    axes.barh(names, seconds, color=colours, hatch=[HATCHES[1] if "cohort" in name else "" for name in names])
+    for place, total in enumerate(seconds):
+        axes.text(total, place, f" {total:.1f}", va="center", fontsize=8)
+    work = systems[BARE][0]["work"]
+    axes.set_xlabel(f"CPU seconds a round of {work['clients']} small clients")
+    axes.set_xmargin(0.12)
+    axes.grid(visible=False, axis="y")
+    return drawing
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Put text between the marks of that name."""
+    begin = BEGIN.format(name)
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    if found:
+        write_text(page, f"{before}{begin}{text}{END}{rest.split(END, 1)[1]}")
+
+
+def write_tables(result: Mapping[str, Any], docs: Path) -> None:
+    """Put the tables into the page."""
+    about = f"\n{about_text(result)}; turns: {1 + max(row['turn'] for row in result['rows'])}. {NOTE}\n"
+    put(docs / PAGE, "speed", matrix(result["rows"]) + about)
+    put(docs / PAGE, "steps", steps(result["rows"]))
+
+
+def write(result: Mapping[str, Any], docs: Path, results: Path) -> None:
+    """Write the tables, all numbers as a page beside the results, and the figure."""
+    write_tables(result, docs)
+    write_text(results / FULL, full(result))
+    write_bytes(docs / FIGURE, image(figure(result["rows"]), "png"))
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else ""
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

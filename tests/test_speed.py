@@ -1,0 +1,135 @@
+"""`python -m benchmarks` measures each thing once, and its pages say what was measured. Nothing looks at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as everything
+from benchmarks import cost, speed, workload
+from benchmarks.workload import BARE, BY_HAND, ROOT, Work
+
+TINY = Work(clients=5, rounds=2, examples=8, batch_size=4, size=8, width=4)
+TRUE = cost.Constants(1e-3, 1e-2, 2e-4, 3e-8, 4e-3, 5e-9, 300.0, 6.0, 2.0)
+
+
+def invented(name: str, work: Work) -> dict[str, Any]:
+    """A row as the cost model says it would be."""
+    if name.startswith("step"):
+        flop = 1e6 * work.width**2 * work.batch_size
+        views = TRUE.batch + TRUE.pixel * work.batch_size * work.size**2
+        return {"views_s": views, "step_s": TRUE.step + TRUE.gflop * flop / 1e9, "flop": flop, "parameters": 1}
+    if name.startswith("difference"):
+        return {"system": name, "difference": 1e-6, "of_the_movement": 1e-5, "worst_array": 1e-4}
+    parameters, flop = 100 * work.width**2, 1e5 * work.width * work.batch_size
+    row = {"work": work.__dict__, "parameters": parameters, "flop": flop}
+    said = cost.predict(TRUE, cost.size_of(row, 1))
+    sent = {} if name in (BARE, BY_HAND) else {"bytes_up": said["bytes"] / 2, "bytes_down": said["bytes"] / 2}
+    exact = "by hand" not in name and "cohort" not in name
+    times = {key: [9.0] + [said["seconds"]] * (work.rounds - 1) for key in ("round_s", "round_cpu_s")}
+    about = {"system": name, "imports_s": 1.0, "startup_s": 0.5, "peak_mib": said["mib"], **row, **times, **sent}
+    return about | {"sha256": "same" if exact else name}
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for page in (speed.PAGE, cost.PAGE):
+        shutil.copy(ROOT / "docs" / page, folder)
+    return folder
+
+
+def test_nothing_is_measured_twice_and_the_pages_say_what_was(tmp_path: Path, docs: Path) -> None:
+    out, asked = tmp_path / "speed.json", []
+
+    def once(name: str, work: Work) -> dict[str, Any]:
+        asked.append((name, work))
+        if len(asked) == 9:
+            raise KeyboardInterrupt
+        return invented(name, work)
+
+    options = ["--turns", "1", "--no-ray", "--out", str(out), "--docs", str(docs)]
+    with pytest.raises(KeyboardInterrupt):
+        everything.main(options, once)
+    assert len(json.loads(out.read_text())["rows"]) == 8
+    assert everything.main(options, once) == 0
+    cells = [cell for cell in everything.cells(1) if "ray" not in cell[1]]
+    assert len(asked) == len(cells) + 1, "only what was interrupted was asked again"
+    assert everything.main([*options, "--only", "reference: bare", "--again"], once) == 0
+    assert len(asked) == len(cells) + 2
+    text = (docs / speed.PAGE).read_text()
+    assert "| in_process, 2 workers | 1.00 / 1.00 |" in text
+    assert "| difference of cohort=16 | 1e-06 |" in text
+    assert "+0 %" in (docs / cost.PAGE).read_text()
+    assert (docs / speed.FIGURE).read_bytes().startswith(b"\x89PNG")
+    assert "## reference" in (tmp_path / speed.FULL).read_text()
+    for page in (docs / cost.PAGE, docs / speed.PAGE, tmp_path / speed.FULL, out):
+        assert str(tmp_path) not in page.read_text()
+
+
+def test_the_pages_are_those_of_the_stored_numbers(docs: Path) -> None:
+    result = json.loads(speed.RESULTS.read_text())
+    for page in (speed.PAGE, cost.PAGE):
+        text = (docs / page).read_text()
+        assert text.count("<!-- begin: python -m benchmarks, ") == (2 if page == speed.PAGE else 3)
+        (docs / page).write_text(text.replace("| ", "| stale "))
+    speed.write_tables(result, docs)
+    cost.write(result, docs)
+    for page in (speed.PAGE, cost.PAGE):
+        for part in (docs / page).read_text().split("<!-- begin: python -m benchmarks, ")[1:]:
+            written = part.split(speed.END)[0]
+            assert "stale" not in written
+            assert written in (ROOT / "docs" / page).read_text(), "run `python -m benchmarks --tables`"
+    assert (speed.RESULTS.parent / speed.FULL).read_text() == speed.full(result)
+
+
+def test_the_cost_model_finds_the_constants_that_made_the_numbers() -> None:
+    rows = [
+        {"group": group, "name": name, "turn": turn, "load": 0.0, "work": work.__dict__, **invented(name, work)}
+        for group, name, turn, work in everything.cells(1)
+    ]
+    found = cost.fit(rows)
+    for name, value in TRUE.__dict__.items():
+        assert getattr(found, name) == pytest.approx(value, rel=0.01), name
+    for each in cost.errors(found, rows):
+        assert each["predicted"] == pytest.approx(each["measured"], rel=1e-3)
+
+
+def test_a_round_costs_what_its_parts_cost() -> None:
+    size = cost.Size(clients=7, parameters=1000, rounds=3, flop=2e6, examples=10, batch_size=4, size=8, sampled=2)
+    said = cost.predict(TRUE, size)
+    steps = 3 * (1e-3 + 2e-4) + 10 * (2e6 / 1e9 * 1e-2 + 64 * 3e-8)
+    assert said["seconds"] == pytest.approx(3 * 2 * (steps + 4e-3 + 5e-6))
+    assert said["bytes"] == 3 * 2 * 2 * 4000
+    assert said["mib"] == pytest.approx(300 + (6 * 4000 + 2 * 4 * 3 * 64 * 70 + 7 * 10 * 3 * 64) / 2**20)
+
+
+def test_systems_that_should_agree_and_do_not_are_refused() -> None:
+    rows = [{"group": "g", "name": name, "turn": 0, "sha256": name} for name in (BARE, "in_process, 1 worker")]
+    with pytest.raises(RuntimeError, match="do not compute the same thing"):
+        speed.compared(rows)
+
+
+def test_cohorts_and_the_loop_by_hand_do_the_work_of_the_bare_loop() -> None:
+    bare = workload.here(BARE, TINY)
+    hand = workload.here(BY_HAND, TINY)
+    assert bare["sha256"] != hand["sha256"]
+    assert (bare["parameters"], bare["flop"]) == (hand["parameters"], hand["flop"])
+    cohort = workload.here("in_process, cohort=16", TINY)
+    assert cohort["bytes_up"] == pytest.approx(5 * 4 * bare["parameters"], rel=1e-3)
+    exact = workload.here("difference: in_process, 1 worker", TINY)
+    assert (exact["difference"], exact["worst_array"]) == (0, 0)
+    away = workload.here("difference: in_process, cohort=16", TINY)
+    assert 0 < away["difference"] < 0.01
+
+
+def test_a_step_is_measured_with_its_views() -> None:
+    row = workload.here("step: ", replace(TINY, clients=1))
+    assert row["flop"] == workload.flop(TINY) > 1e5
+    assert min(row["views_s"], row["step_s"]) > 0
