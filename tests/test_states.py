@@ -11,10 +11,12 @@ from conftest import assert_same, execute, final_arrays
 from flwr.app import ConfigRecord, Context, RecordDict
 from test_laws import BUFFERED, interrupted, metrics
 
+from fedssl import tree
 from fedssl.config import Plan
 from fedssl.flower import state_files
 from fedssl.flower.codec import ClientState
 from fedssl.flower.run.states import States
+from fedssl.parts import Arrays
 
 Compose = Callable[..., Plan]
 
@@ -125,3 +127,19 @@ def test_a_run_with_everything_on_disk_that_is_killed_is_one_in_memory(
         for group in ("local", "mine", "residual"):
             assert_same(getattr(state, group), getattr(theirs[name], group))
         assert (state.memo, state.ledger) == (theirs[name].memo, theirs[name].ledger)
+
+
+@pytest.mark.parametrize("name", ["plain", "mean"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_run_sums_as_it_is_told(name: str, exact: bool, plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: set[tuple[str, bool]] = set()
+    for module in ("strategies.base", "fedssl.aggregation.plain"):
+
+        def mean(now: Arrays, exact: bool = True, module: str = module) -> tree.PartialMean:
+            told.add((module, exact))
+            return tree.PartialMean(now, exact)
+
+        monkeypatch.setattr(f"{module}.PartialMean", mean)
+    execute(plan("federation.rounds=1", f"aggregation={name}", f"aggregation.exact={str(exact).lower()}", name="run"))
+    assert ("strategies.base", exact) in told
+    assert (("fedssl.aggregation.plain", exact) in told) is (name == "mean")
