@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,23 @@ from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _composed_once() -> None:
+    """Compose equal options once: it takes a tenth of a second, and contract suites ask for the same again and again.
+
+    A plan is never changed by those who use it.
+    """
+    genuine = config.compose
+
+    @cache
+    def composed(folder: Path, overrides: tuple[str, ...]) -> Plan:
+        return genuine(overrides)
+
+    config.compose = lambda overrides: composed(config.conf_dir(), tuple(overrides))
+
+
+_composed_once()
 SMALL_DATA = ("data.train=60", "data.test=30", "data.classes=3")
 MODALITIES = {  # each with features of 8 numbers
     "images": ("data=synthetic", *SMALL_DATA, "data.size=8", "encoder.width=4", "encoder.dim=8"),
