@@ -15,7 +15,7 @@ import pytest
 from conftest import assert_same, execute, final_arrays
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
-from test_laws import BUFFERED, interrupted
+from test_laws import interrupted
 
 from fedssl import config
 from fedssl.config import Plan
@@ -46,16 +46,13 @@ def _rays_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @needs_ray
 @quiet_ray
-@pytest.mark.parametrize("began", [False, True], ids=["asynchronous", "stateful, begun in process"])
-def test_ray_equals_in_process(began: bool, plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first round on, and from a run's second, with what clients and server keep between rounds."""
-    options = ("federation.rounds=3", "evaluate.every=1", "strategy=fedmedian", "encoder.norm=batch", *BUFFERED)
-    if began:
-        options = (
-            *("federation.rounds=4", "evaluate.every=1", "method=byol", "strategy.share.teacher=local"),
-            *("participation.fraction=0.67", "compression=topk_int8", "compression.down=float16"),
-        )
-        interrupted(plan(*options, name="rays"), 1, monkeypatch)
+def test_ray_equals_in_process(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second round on, with what is kept between rounds; test_flwr_run.py has a run from the first."""
+    options = (
+        *("federation.rounds=4", "evaluate.every=1", "method=byol", "strategy.share.teacher=local"),
+        *("participation.fraction=0.67", "compression=topk_int8", "compression.down=float16"),
+    )
+    interrupted(plan(*options, name="rays"), 1, monkeypatch)
     ours = execute(plan(*options, name="ours"))
     rays = execute(plan(*options, "engine=ray", "engine.cpus=2", name="rays"))
     assert_same(final_arrays(ours), final_arrays(rays))
