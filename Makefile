@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check install clean
+.PHONY: demo test test-all check install clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,9 @@ check: install
 
 test: check
 	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+test-all: check
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m ""
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -205,6 +205,8 @@ def test_ctrl_c_keeps_the_rounds_and_says_how_to_go_on(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "pretrain", *options], cwd=ROOT, env=ENVIRONMENT, text=True,
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        # A shell in the background ignores SIGINT, and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     log, limit = tmp_path / "x" / "checkpoints" / "LATEST", time.monotonic() + 200
     try:

@@ -59,6 +59,7 @@ def test_ray_equals_in_process(plan: Compose, monkeypatch: pytest.MonkeyPatch) -
     assert ours.rows("clients.jsonl") == rays.rows("clients.jsonl")
 
 
+@pytest.mark.slow
 @needs_ray
 @quiet_ray
 def test_a_client_that_fails_under_ray_ends_the_run_with_its_sentence(plan: Compose) -> None:

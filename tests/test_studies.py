@@ -62,7 +62,11 @@ class Summary:
         return found  # type: ignore[no-any-return]
 
 
-@pytest.fixture(scope="module", params=sorted(SMALLER))
+QUICK = ("augmentation", "imprinting")
+RUNS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(SMALLER)]
+
+
+@pytest.fixture(scope="module", params=RUNS)
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A study that has run, and its folder."""
     name, out = request.param, tmp_path_factory.mktemp("studies")

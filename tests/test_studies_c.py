@@ -40,7 +40,7 @@ SMALLER = {
 }
 
 
-@pytest.fixture(scope="module", params=["noniid", "collapse"])
+@pytest.fixture(scope="module", params=["noniid", pytest.param("collapse", marks=pytest.mark.slow)])
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A study that has run, and its folder."""
     name, out = request.param, tmp_path_factory.mktemp("studies")
