@@ -17,7 +17,7 @@ from fedssl.cohort.views import joint_views
 from fedssl.gradient import PlainGradient
 from fedssl.method import Batch, LossOutput, SSLMethod, Step
 from fedssl.model import Model
-from fedssl.norms import commit_statistics
+from fedssl.norms import commit_statistics, discard_statistics
 
 
 def train_together(trainings: Sequence[Training]) -> list[BaseException | None]:
@@ -114,6 +114,7 @@ class _Together:
         try:
             losses, aux = self._losses(rows, batches, some[0].at(i))
         except Exception:  # whatever it is, it is met again where the client trains alone
+            discard_statistics(self._loss)  # those of layers before the failure, which nobody may commit
             if i:
                 raise
             return False
