@@ -165,7 +165,9 @@ def test_a_lone_mistake_in_the_order_would_be_seen() -> None:
         assert_close(alone, at_once[::-1])
 
 
-def test_a_loss_that_cannot_be_found_at_once_is_found_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_cannot_be_found_at_once_is_found_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     job = job_of("byol", "encoder.norm=batch")
     genuine = type(job.method).loss
 
@@ -174,7 +176,9 @@ def test_a_loss_that_cannot_be_found_at_once_is_found_one_by_one(monkeypatch: py
         return out if out.loss.item() < 1e9 else None
 
     monkeypatch.setattr(type(job.method), "loss", reads_a_number)
+    together._say.cache_clear()
     alone, at_once = both_ways(job)
+    assert "BYOL trains clients one by one" in caplog.text
     for one, other in zip(alone, at_once, strict=True):
         for (_, a), (_, b) in zip(tensors(one.model), tensors(other.model), strict=True):
             assert torch.equal(a, b), "trained by the same code on the same numbers"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import groupby
 from typing import cast
 
@@ -14,6 +16,7 @@ from fedssl.client import Training
 from fedssl.cohort.group_norm import side_by_side
 from fedssl.cohort.stack import Optimizers, Pulls, Rows, Stack, clip
 from fedssl.cohort.views import joint_views
+from fedssl.errors import FedsslError
 from fedssl.gradient import PlainGradient
 from fedssl.method import Batch, LossOutput, SSLMethod, Step
 from fedssl.model import Model
@@ -113,10 +116,12 @@ class _Together:
         rows.forget()
         try:
             losses, aux = self._losses(rows, batches, some[0].at(i))
-        except Exception:  # whatever it is, it is met again where the client trains alone
+        except Exception as error:  # one of the client's own is met again where it trains alone
             discard_statistics(self._loss)  # those of layers before the failure, which nobody may commit
             if i:
                 raise
+            if not isinstance(error, FedsslError) and all(isinstance(view, Tensor) for view in batches[0].views):
+                _say(type(self._method).__name__, f"{type(error).__name__}: {error}".splitlines()[0])
             return False
         losses["loss"].sum().backward()  # type: ignore[no-untyped-call]  # torch's own signature is untyped
         if self._pulls is not None:
@@ -158,6 +163,12 @@ class _Together:
         for name, value in {"loss": losses.detach(), **{n: v for n, v in aux.items() if v.dim() == 1}}.items():
             total = self._totals.setdefault(name, torch.zeros(len(self._trainings), device=value.device))
             total.index_add_(0, rows, value.detach().to(total.dtype) * size)
+
+
+@cache
+def _say(method: str, why: str) -> None:
+    """Once in a process."""
+    logging.getLogger("fedssl").warning("%s trains clients one by one: its loss cannot be batched (%s)", method, why)
 
 
 def _alone(training: Training, first: Batch | None = None) -> dict[int, BaseException]:
