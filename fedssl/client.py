@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedssl import schedules, seeds
+from fedssl.acceleration import accelerate
 from fedssl.cohort import seats
 from fedssl.diagnostics import feature_std
 from fedssl.errors import ConfigError, TrainingError
@@ -36,6 +37,8 @@ class Local:
     clip_norm: float | None = None
     decorrelation: float = 0.0  # weight of FedDecorr's term, added to any method's loss
     precision: str = "float32"
+    channels_last: bool = False  # see `acceleration`
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch_size) < 1:
@@ -158,6 +161,7 @@ class Training:
     def begin(self) -> None:
         """Bring the model into the state of a first step."""
         self.model.train()
+        accelerate(self.model, channels_last=self.local.channels_last, compiled=self.local.compiled)
         discard_statistics(self.model)
         parts = self.method.parts
         derive(self.model, parts, [f"{part.name}." for part in parts if part.frozen])

@@ -265,6 +265,8 @@ class Job:
             raise ConfigError(f"method.local_views crops, which {data} cannot: use method.local_views=0")
         if self.method.reads_public and self.tree.get("public") is None:
             raise ConfigError(f"{method} as configured reads public examples and there are none: add data@public=NAME")
+        if self.local.compiled and self.privacy.private:
+            raise ConfigError("gradients of single records are not compiled: use local.compiled=false, or privacy=none")
         self._check_others(data, modality)
         self._check_summaries(method, self._word("strategy"))
         if not self.aggregation.each:

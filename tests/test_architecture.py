@@ -21,6 +21,7 @@ LAYERS = (
         "norms",
         "draws",
         "model",
+        "acceleration",
         "method",
         "clustering",
         "keys",

@@ -45,7 +45,7 @@ def train_together(trainings: Sequence[Training]) -> list[BaseException | None]:
 def _stacks(training: Training) -> bool:
     """Whether a client's gradient is that of one loss of one batch of tensors, which can be found for many at once."""
     gradient = training.gradient
-    return isinstance(gradient, PlainGradient) and gradient.micro_batch is None
+    return isinstance(gradient, PlainGradient) and gradient.micro_batch is None and not training.local.compiled
 
 
 def _kind(training: Training) -> tuple[object, ...]:
