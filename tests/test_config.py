@@ -6,11 +6,17 @@ import dataclasses
 import inspect
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import tiny
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from fedssl import config
 from fedssl.build import build, coerce, construct, load
@@ -256,3 +262,32 @@ def test_an_empty_shard_is_refused_whoever_made_it() -> None:
     job.__dict__["partition"] = Stingy()
     with pytest.raises(ConfigError, match="the first is client 4"):
         split(job, job.data.load().train)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        tiny("method=byol", "strategy.share.teacher=local"),
+        tiny("method=flesd"),
+        tiny("method=clip", modality="pairs"),
+        tiny("data.steps=24", modality="timeseries"),
+        ["encoder=resnet18", "data=synthetic_signals"],
+        ["experiment=demo", "encoder@encoders.a=conv4", "encoders.a.width=3"],
+        ["method=moco", "method=moco"],
+        ["method=moco", "seed=0,1"],
+        ["pace=fixed"],
+        ["local.speed=1"],
+    ],
+)
+def test_what_the_tests_compose_quickly_is_what_hydra_composes(overrides: list[str]) -> None:
+    def composed(way: Callable[..., DictConfig]) -> object:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            try:
+                return OmegaConf.to_yaml(way("config", config.relax(overrides)))
+            except HydraException as error:
+                return str(error)
+
+    quick = config.hydra_compose
+    assert composed(quick) == composed(quick) == composed(quick.genuine)

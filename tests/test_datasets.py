@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from fedssl.datasets.base import Data, Dataset
-from fedssl.datasets.digits import Digits
+from fedssl.datasets.digits import SPLIT_SEED, Digits
 from fedssl.datasets.folder import Folder
 from fedssl.datasets.hub import Hub
 from fedssl.datasets.pixels import with_channels
@@ -133,6 +133,16 @@ def test_the_digits_and_their_split_never_change() -> None:
     assert int(data.train.images.max()) == 255
     assert hashlib.sha256(data.test.images.numpy().tobytes()).hexdigest()[:16] == "c176f37e75cdd947"
     assert Digits().augment.channels == data.train.channels
+
+
+def test_the_digits_are_what_scikit_learn_loads() -> None:
+    from sklearn.datasets import load_digits
+
+    theirs = load_digits()
+    data = Digits().load()
+    for part, rows in zip((data.train, data.test), stratified(theirs.target, 0.3, SPLIT_SEED), strict=True):
+        assert np.array_equal(part.targets, theirs.target[rows])
+        assert np.array_equal(part.images[:, 0].numpy(), np.rint(theirs.images[rows] * 255 / 16))
 
 
 @pytest.mark.parametrize(("size", "channels", "classes"), [(32, 3, 10), (9, 1, 20), (20, 3, 2)])
