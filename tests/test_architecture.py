@@ -53,6 +53,8 @@ LAYERS = (
         "evaluation",
         "monitor",
         "export",
+        "portable",
+        "card",
         "baselines",
         "figures",
         "collapse_figures",
