@@ -37,8 +37,8 @@ def model_card(
     parts = (
         _head(record),
         f"# {record.name}\n",
-        f"An encoder of {_WORDS.get(modality, modality)}, pretrained by federated self-supervised learning with fedssl. "
-        "It gives features, not classes.\n",
+        f"An encoder of {_WORDS.get(modality, modality)}, pretrained by federated self-supervised learning with "
+        "fedssl. It gives features, not classes.\n",
         _training(record),
         _measures(record),
         _privacy(privacy),

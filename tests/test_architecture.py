@@ -44,6 +44,7 @@ LAYERS = (
         "modalities",
         "datasets",
         "optics",
+        "foreign",
         "seen",
         "duplicates",
     },
