@@ -16,6 +16,8 @@ from fedssl.method import Augment
 from fedssl.model import load_arrays
 from fedssl.parts import Arrays
 
+DESCRIPTIONS = ("encoder.json", "config.json")  # of a run, and of an exported folder
+
 
 class PretrainedEncoder(nn.Module):
     """A pretrained encoder with its input normalisation: examples as the data set gives them to features (B, D).
@@ -24,11 +26,12 @@ class PretrainedEncoder(nn.Module):
         network: the encoder itself, for fine-tuning.
         dim: D.
         augment: normalises; `augment.reads` says what goes in, such as (B, C, H, W) floats in [0, 1].
+        shape: of one example; of pairs, that of each side.
     """
 
-    def __init__(self, network: nn.Module, dim: int, augment: Augment) -> None:
+    def __init__(self, network: nn.Module, dim: int, augment: Augment, shape: tuple[Any, ...] = ()) -> None:
         super().__init__()
-        self.network, self.dim, self.augment = network, dim, augment
+        self.network, self.dim, self.augment, self.shape = network, dim, augment, shape
 
     def forward(self, x: Any) -> Tensor:
         """Features of a batch."""
@@ -53,20 +56,35 @@ def save_encoder(folder: Path, job: Job, shape: tuple[Any, ...], arrays: Arrays)
     )
 
 
+def describe(folder: Path) -> dict[str, Any]:
+    """What encoder.json of a run, or config.json of an exported folder, says of its encoder.
+
+    Raises:
+        ResumeError: there is neither, or it is damaged.
+    """
+    path = next((folder / name for name in DESCRIPTIONS if (folder / name).is_file()), None)
+    if path is None:
+        raise ResumeError(f"{folder} has no {DESCRIPTIONS[0]}: pass the directory of a run that has ended")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        known = {key: about[key] for key in ("encoder", "shape", "input", "augment", "weights")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResumeError(f"{path} is damaged: `fedssl resume`, or `fedssl export`, writes it anew") from error
+    if Path(str(known["weights"])).name != known["weights"]:
+        raise ResumeError(f"{path} names weights outside of its folder ({known['weights']}): it is not trusted")
+    return known
+
+
 def load_encoder(run_dir: str | Path) -> PretrainedEncoder:
-    """Rebuild the encoder that a run left behind, in evaluation mode, on the CPU.
+    """Rebuild the encoder that a run left behind or `fedssl export` wrote, in evaluation mode, on the CPU.
 
     Raises:
         ResumeError: the directory has no encoder, or a damaged one.
     """
     folder = Path(run_dir)
-    try:
-        about = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ResumeError(f"{folder} has no encoder.json: pass the directory of a run that has ended") from error
-    except json.JSONDecodeError as error:
-        raise ResumeError(f"{folder}/encoder.json is damaged: `fedssl resume {folder}` writes it anew") from error
-    network, dim = build(about["encoder"], "encoder").make(tuple(about["shape"]))
+    about = describe(folder)
+    shape = tuple(about["shape"])
+    network, dim = build(about["encoder"], "encoder").make(shape)
     arrays, _ = read_arrays(folder / about["weights"])
     load_arrays(network, arrays)
-    return PretrainedEncoder(network, dim, build(about["augment"], "augment")).eval()
+    return PretrainedEncoder(network, dim, build(about["augment"], "augment"), shape).eval()

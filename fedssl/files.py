@@ -66,15 +66,19 @@ def number(value: object) -> float | None:
     return float(value)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, str] | None = None) -> None:
-    """Write arrays as safetensors, atomically."""
+def safetensors(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str] | None = None) -> bytes:
+    """Arrays as the content of a safetensors file."""
     from safetensors.numpy import save
 
     # safetensors stores memory as it lies: an array that is not contiguous would come back scrambled.
-    write_bytes(
-        path,
-        save({k: np.ascontiguousarray(v).reshape(v.shape) for k, v in arrays.items()}, dict(meta) if meta else None),
-    )
+    whole = {k: np.ascontiguousarray(v).reshape(v.shape) for k, v in arrays.items()}
+    content: bytes = save(whole, dict(meta) if meta else None)
+    return content
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, str] | None = None) -> None:
+    """Write arrays as safetensors, atomically."""
+    write_bytes(path, safetensors(arrays, meta))
 
 
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:

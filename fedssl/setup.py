@@ -16,11 +16,12 @@ from fedssl.build import build
 from fedssl.datasets.base import Data, Partial, Shard
 from fedssl.errors import ConfigError
 from fedssl.files import read_arrays
+from fedssl.foreign import SUFFIXES, fit_names, read_foreign
 from fedssl.job import Job
 from fedssl.keys import spread
 from fedssl.method import Examples, Sizes
 from fedssl.model import Model, derive, load_arrays, norm_keys, seed_parameters, tensors
-from fedssl.parts import Share, part_of, resolve_shares
+from fedssl.parts import Arrays, Share, part_of, resolve_shares
 from fedssl.workshop import Workshop
 
 
@@ -104,30 +105,41 @@ def build_model(job: Job, shape: tuple[Any, ...], examples: int = 0, client: int
 
 
 def initial_model(job: Job, shape: tuple[Any, ...], examples: int = 0) -> Model:
-    """The model that the server begins with: seeded, and with the encoder of the run that `start` names.
+    """The model that the server begins with: seeded, and with the encoder of the run or file that `start` names.
 
-    Only the server reads that run: clients get what it begins with. Heads stay seeded, teachers follow the encoder.
+    Only the server reads it: clients get what it begins with. Heads stay seeded, teachers follow the encoder.
 
     Raises:
-        ConfigError: that run has no encoder, or another one.
+        ConfigError: there is no encoder, or another one.
     """
     model = build_model(job, shape, examples)
     if job.start is None:
         return model
-    path = Path(job.start) / "encoder.safetensors"
+    load_arrays(model, _start_of(job.start, model))
+    _follow(job, model)
+    return model
+
+
+def _start_of(start: str, model: Model) -> Arrays:
+    """The arrays of the encoder to begin with, from a run's directory or a file of weights."""
+    if not Path(start).is_dir() and Path(start).suffix in SUFFIXES:
+        own = fit_names(read_foreign(Path(start)), model["encoder"], start)
+        return {f"encoder.{name}": value for name, value in own.items()}
+    path = Path(start) / "encoder.safetensors"
     if not path.is_file():
-        raise ConfigError(f"start={job.start} has no encoder: name the directory of a run that has ended")
+        raise ConfigError(
+            f"start={start} has no encoder: name the directory of a run that has ended, or a file of weights "
+            f"({', '.join(SUFFIXES)})"
+        )
     arrays = {f"encoder.{name}": value for name, value in read_arrays(path)[0].items()}
     there = {name: tuple(value.shape) for name, value in arrays.items()}
     here = {name: tuple(value.shape) for name, value in tensors(model) if part_of(name) == "encoder"}
     if odd := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
         raise ConfigError(
-            f"start={job.start} has another encoder: {odd[0]} is {there.get(odd[0], 'absent')} there and "
+            f"start={start} has another encoder: {odd[0]} is {there.get(odd[0], 'absent')} there and "
             f"{here.get(odd[0], 'absent')} here; use its options of `encoder`, and data of its shape"
         )
-    load_arrays(model, arrays)
-    _follow(job, model)
-    return model
+    return arrays
 
 
 def _follow(job: Job, model: Model) -> None:

@@ -20,6 +20,7 @@ usage: fedssl COMMAND ...
                              measure a claim of the theory, centrally and federated; study.tiny=true for a look
   probe RUN                  measure the encoder of a finished run again [--corruptions [noise,blur,contrast,shift]]
   audit RUN                  attack a finished run, hold what is found against its epsilon [--shadows 8] [--inversion 2]
+  export RUN                 the encoder of a finished run with a model card [--format safetensors|onnx] [--out FOLDER]
   payload [--json] [key=value ...]
                              what would leave a client in each round of such a run, and its size; trains nothing
   list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines, studies
@@ -59,6 +60,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         from simulations import study
 
         return study.main(rest)
+    if command == "export":
+        from simulations import export
+
+        return export.main(rest)
     if command == "payload":
         from simulations import inspect_payload
 
@@ -72,8 +77,8 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return inspect_install.doctor(rest)
     print(
-        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, payload, list "
-        "or doctor",
+        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, export, payload, "
+        "list or doctor",
         file=sys.stderr,
     )
     return 2

@@ -45,39 +45,45 @@ class Conv4:
 
 @dataclass(frozen=True)
 class ResNet18:
-    """ResNet-18 with the stem for small images: a 3x3 convolution of stride 1 and no max-pooling.
+    """ResNet-18, by default with the stem for small images: a 3x3 convolution of stride 1 and no max-pooling.
 
     Args:
         width: channels of the first stage; the features have 8 * width numbers.
         norm: "batch", "group", "layer" or "none".
+        stem: "small", or "large": the paper's 7x7 convolution of stride 2 and max-pooling, as torchvision has it.
 
     Raises:
-        ConfigError: width below 1, or an unknown norm.
+        ConfigError: width below 1, or an unknown norm or stem.
 
     References:
-        He et al. 2016, arXiv:1512.03385; the stem as in Chen et al. 2020, arXiv:2002.05709, appendix B.9.
+        He et al. 2016, arXiv:1512.03385; the small stem as in Chen et al. 2020, arXiv:2002.05709, appendix B.9.
     """
 
     modality: ClassVar[str] = "images"
     width: int = 64
     norm: str = "group"
+    stem: str = "small"
 
     def __post_init__(self) -> None:
         _positive(width=self.width)
+        if self.stem not in ("small", "large"):
+            raise ConfigError(f"encoder.stem is {self.stem!r}, which is not known; use small or large.")
 
     def make(self, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
-        """The network for images of `shape` (C, H, W), at least 8x8 pixels, and its feature size."""
-        w = self.width
-        layers: list[nn.Module] = [_conv3(shape[0], w, 1, self.norm), norm2d(self.norm, w), nn.ReLU()]
+        """The network for images of `shape` (C, H, W), at least 8x8 pixels (large: 32x32), and its feature size."""
+        w, large = self.width, self.stem == "large"
+        first = _conv7(shape[0], w, self.norm) if large else _conv3(shape[0], w, 1, self.norm)
+        layers: list[nn.Module] = [first, norm2d(self.norm, w), nn.ReLU()]
+        layers += [nn.MaxPool2d(3, 2, padding=1)] if large else []
         fan_in = w
         for stage in range(4):
             fan_out, stride = w << stage, 1 if stage == 0 else 2
-            layers += [_Block(fan_in, fan_out, stride, self.norm), _Block(fan_out, fan_out, 1, self.norm)]
+            layers += [Residual(fan_in, fan_out, stride, self.norm), Residual(fan_out, fan_out, 1, self.norm)]
             fan_in = fan_out
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), fan_in
 
 
-class _Block(nn.Module):
+class Residual(nn.Module):
     """Two convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int, norm: str) -> None:
@@ -99,6 +105,13 @@ class _Block(nn.Module):
 def _conv3(fan_in: int, fan_out: int, stride: int, norm: str) -> nn.Conv2d:
     """A 3x3 convolution; its bias is left to the norm that follows."""
     conv = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=norm == "none")
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def _conv7(fan_in: int, fan_out: int, norm: str) -> nn.Conv2d:
+    """A 7x7 convolution that halves the image."""
+    conv = nn.Conv2d(fan_in, fan_out, 7, 2, padding=3, bias=norm == "none")
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
