@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedssl.method import Augment, Batch, Examples, LossOutput, MultiCrop, SSLMe
 from fedssl.model import Model, derive
 from fedssl.movement import Movement
 from fedssl.norms import commit_statistics, discard_statistics
+from fedssl.recompute import recomputing
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Local:
     clip_norm: float | None = None
     decorrelation: float = 0.0  # weight of FedDecorr's term, added to any method's loss
     precision: str = "float32"
+    checkpointing: bool = False  # of the encoder's activations: less memory, one more forward pass, the same bits
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch_size) < 1:
@@ -55,6 +58,19 @@ class Local:
         ):
             if value not in allowed:
                 raise ConfigError(f"local.{name}={value} is unknown: use {' or '.join(allowed)}")
+
+
+def check_memory(local: Local, private: bool) -> None:
+    """Refuse to recompute where the gradients of single records are found.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if local.checkpointing and private:
+        raise ConfigError(
+            "local.checkpointing=true runs layers again, and record-level privacy notes what each record does in its one "
+            "pass: use local.checkpointing=false and a smaller privacy.micro_batch, which bounds the memory as well"
+        )
 
 
 @dataclass(frozen=True)
@@ -194,7 +210,9 @@ class Training:
         for group in optimizer.param_groups:
             group["lr"] = self.rate(i)
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.local.precision == "bf16"):
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.local.precision == "bf16")
+        again = recomputing(self.model["encoder"]) if self.local.checkpointing else nullcontext()
+        with half, again:
             out = self.gradient.backward(self.method, self.model, batch, self.at(i), self.noise)
         if self.pull is not None:
             self.pull.apply()

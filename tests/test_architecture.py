@@ -26,6 +26,7 @@ LAYERS = (
         "keys",
         "negatives",
         "decomposed",
+        "recompute",
         "losses",
         "teacher",
         "theory",

@@ -45,7 +45,8 @@ def train_together(trainings: Sequence[Training]) -> list[BaseException | None]:
 def _stacks(training: Training) -> bool:
     """Whether a client's gradient is that of one loss of one batch of tensors, which can be found for many at once."""
     gradient = training.gradient
-    return isinstance(gradient, PlainGradient) and gradient.micro_batch is None
+    plain = isinstance(gradient, PlainGradient) and gradient.micro_batch is None
+    return plain and not training.local.checkpointing  # whose second passes know nothing of a batch of models
 
 
 def _kind(training: Training) -> tuple[object, ...]:
