@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedssl import schedules, seeds
 from fedssl.cohort import seats
 from fedssl.diagnostics import feature_std
+from fedssl.edge.allowance import Allowance
 from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
 from fedssl.method import Augment, Batch, Examples, LossOutput, MultiCrop, SSLMethod, Step, View
@@ -68,7 +69,7 @@ def check_memory(local: Local, private: bool) -> None:
     """
     if local.checkpointing and private:
         raise ConfigError(
-            "local.checkpointing=true runs layers again, and record-level privacy notes what each record does in its one "
+            "local.checkpointing=true runs layers again, and record-level privacy notes what each record does in one "
             "pass: use local.checkpointing=false and a smaller privacy.micro_batch, which bounds the memory as well"
         )
 
@@ -147,13 +148,14 @@ class Training:
         pull: Pull | None = None,
         work: float = 1.0,
         attempt: int = 1,
+        allowance: Allowance | None = None,
     ) -> None:
         if len(data) == 0:
             raise ConfigError(
                 f"client {client} has no examples: use fewer federation.clients or a larger partition.min_size"
             )
         self.method, self.model, self.data, self.augment, self.local = method, model, data, augment, local
-        self.gradient, self.public, self.pull = gradient, public, pull
+        self.gradient, self.public, self.pull, self.allowance = gradient, public, pull, allowance
         self.round, self.rounds, self.seed, self.client = round, rounds, seed, client
         self.device = device = next(model.parameters()).device
         path = self._path = ("client", client, "round", round)
@@ -200,10 +202,23 @@ class Training:
         return beside(Batch(views, self.batches[i]), self.method, self.public, self.augment, self.readings)
 
     def run(self, first: Batch | None = None) -> None:
-        """Take all steps, the first with its batch if it has been drawn. Nothing waits for the device."""
+        """Take all steps, or those that there is time for; the first with its batch if it has been drawn.
+
+        Nothing waits for the device, unless somebody counts its seconds.
+        """
         optimizer = optimizer_for(self.model, self.local)
+        if self.allowance is not None:
+            self.allowance.begin()
         for i in range(self.done):
+            if i and self.allowance is not None and not self._another(self.allowance):
+                self.done = i
+                break
             self.step(i, self.batch(i) if i or first is None else first, optimizer)
+
+    def _another(self, allowance: Allowance) -> bool:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return allowance.another()
 
     def step(self, i: int, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
         """Take step `i`."""
@@ -270,6 +285,7 @@ def fit(
     pull: Pull | None = None,
     work: float = 1.0,
     attempt: int = 1,
+    allowance: Allowance | None = None,
 ) -> FitResult:
     """Train a model in place on one client's examples for one round.
 
@@ -278,7 +294,8 @@ def fit(
     the clients of the other seats.
 
     With `work` below 1 the client stops early: it does that share of the round's steps, rounded down, exactly as it
-    would have begun the whole round, learning rates included. Without time for a step it changes nothing.
+    would have begun the whole round, learning rates included. Without time for a step it changes nothing. With an
+    `allowance` it stops likewise when the clock says so, after one step at least; then the result depends on the clock.
 
     A private round that is begun again after a kill has the next `attempt`, so its noise and samples are new: noise
     that was drawn for one sum must not be seen under another.
@@ -289,7 +306,7 @@ def fit(
     """
     training = Training(
         method, model, data, augment, local, gradient=gradient, round=round, rounds=rounds, seed=seed, client=client,
-        public=public, pull=pull, work=work, attempt=attempt,
+        public=public, pull=pull, work=work, attempt=attempt, allowance=allowance,
     )  # fmt: skip
     if not training.done:
         return FitResult(examples=len(data), steps=0, loss=math.nan, feature_std=math.nan, work=0.0)

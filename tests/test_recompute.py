@@ -58,9 +58,11 @@ def test_statistics_and_roundings_are_those_of_one_pass(name: str, modality: str
 
 def test_networks_of_blocks_and_of_none() -> None:
     job = config.compose(
-        ["data=synthetic", "encoder=resnet18", "encoder.width=4", "encoder.norm=batch", "method.hidden=16", "device=cpu",
-         "data.train=60", "data.test=30", "data.size=8", "local.batch_size=8"]
-    ).job  # fmt: skip
+        [
+            *("data=synthetic", "data.train=60", "data.test=30", "data.size=8", "local.batch_size=8", "device=cpu"),
+            *("encoder=resnet18", "encoder.width=4", "encoder.norm=batch", "method.hidden=16"),
+        ]
+    ).job
     assert_same(trained(job, checkpointing=True), trained(job, checkpointing=False))
 
     class Whole(nn.Module):

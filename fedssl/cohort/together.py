@@ -46,7 +46,8 @@ def _stacks(training: Training) -> bool:
     """Whether a client's gradient is that of one loss of one batch of tensors, which can be found for many at once."""
     gradient = training.gradient
     plain = isinstance(gradient, PlainGradient) and gradient.micro_batch is None
-    return plain and not training.local.checkpointing  # whose second passes know nothing of a batch of models
+    # Second passes know nothing of a batch of models, and a clock nothing of a cohort.
+    return plain and not training.local.checkpointing and training.allowance is None
 
 
 def _kind(training: Training) -> tuple[object, ...]:
