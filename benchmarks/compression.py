@@ -99,7 +99,7 @@ def table(result: Mapping[str, Any]) -> str:
             "",
             f"Accuracy in %, mean ± standard deviation over seeds {seeds} (each with its own split and weights):",
             f"SimCLR on the digits, ten clients, Dirichlet split, {result['rounds']} rounds, default options.",
-            "Beside `none`: the mean difference of the runs of one seed, in points, and its 95 % interval (Student's t).",
+            "Beside `none`: the mean difference of the runs of one seed, in points, and its 95 % interval (Student).",
             f"`float16 both ways` also sends {both['instruction_bytes']:,.0f} instead of {plain:,.0f} bytes down.",
             f"{about['date'][:10]}, {about['cpu']}, {about['cores']} cores, torch {about['versions']['torch']}:",
             f"`{result['command']}`.",
