@@ -22,6 +22,8 @@ usage: fedssl COMMAND ...
   audit RUN                  attack a finished run, hold what is found against its epsilon [--shadows 8] [--inversion 2]
   payload [--json] [key=value ...]
                              what would leave a client in each round of such a run, and its size; trains nothing
+  fits [--memory 4GiB] [--seconds 60] [key=value ...]
+                             whether a client's round of such a run fits into this machine, measured in a few steps
   list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines, studies
   doctor                     what this machine can do
 
@@ -63,6 +65,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         from simulations import inspect_payload
 
         return inspect_payload.main(rest)
+    if command == "fits":
+        from simulations import fits
+
+        return fits.main(rest)
     if command == "list":
         from simulations import inspect_install
 
@@ -72,8 +78,8 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return inspect_install.doctor(rest)
     print(
-        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, payload, list "
-        "or doctor",
+        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, payload, fits, "
+        "list or doctor",
         file=sys.stderr,
     )
     return 2
