@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,12 +15,14 @@ from fedssl import schedules, seeds
 from fedssl.acceleration import accelerate
 from fedssl.cohort import seats
 from fedssl.diagnostics import feature_std
+from fedssl.edge.allowance import Allowance
 from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
 from fedssl.method import Augment, Batch, Examples, LossOutput, MultiCrop, SSLMethod, Step, View
 from fedssl.model import Model, derive
 from fedssl.movement import Movement
 from fedssl.norms import commit_statistics, discard_statistics
+from fedssl.recompute import recomputing
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Local:
     precision: str = "float32"
     channels_last: bool = False  # see `acceleration`
     compiled: bool = False
+    checkpointing: bool = False  # of the encoder's activations: less memory, one more forward pass, the same bits
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch_size) < 1:
@@ -58,6 +62,19 @@ class Local:
         ):
             if value not in allowed:
                 raise ConfigError(f"local.{name}={value} is unknown: use {' or '.join(allowed)}")
+
+
+def check_memory(local: Local, private: bool) -> None:
+    """Refuse to recompute where the gradients of single records are found.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if local.checkpointing and private:
+        raise ConfigError(
+            "local.checkpointing=true runs layers again, and record-level privacy notes what each record does in one "
+            "pass: use local.checkpointing=false and a smaller privacy.micro_batch, which bounds the memory as well"
+        )
 
 
 @dataclass(frozen=True)
@@ -134,13 +151,14 @@ class Training:
         pull: Pull | None = None,
         work: float = 1.0,
         attempt: int = 1,
+        allowance: Allowance | None = None,
     ) -> None:
         if len(data) == 0:
             raise ConfigError(
                 f"client {client} has no examples: use fewer federation.clients or a larger partition.min_size"
             )
         self.method, self.model, self.data, self.augment, self.local = method, model, data, augment, local
-        self.gradient, self.public, self.pull = gradient, public, pull
+        self.gradient, self.public, self.pull, self.allowance = gradient, public, pull, allowance
         self.round, self.rounds, self.seed, self.client = round, rounds, seed, client
         self.device = device = next(model.parameters()).device
         path = self._path = ("client", client, "round", round)
@@ -188,17 +206,32 @@ class Training:
         return beside(Batch(views, self.batches[i]), self.method, self.public, self.augment, self.readings)
 
     def run(self, first: Batch | None = None) -> None:
-        """Take all steps, the first with its batch if it has been drawn. Nothing waits for the device."""
+        """Take all steps, or those that there is time for; the first with its batch if it has been drawn.
+
+        Nothing waits for the device, unless somebody counts its seconds.
+        """
         optimizer = optimizer_for(self.model, self.local)
+        if self.allowance is not None:
+            self.allowance.begin()
         for i in range(self.done):
+            if i and self.allowance is not None and not self._another(self.allowance):
+                self.done = i
+                break
             self.step(i, self.batch(i) if i or first is None else first, optimizer)
+
+    def _another(self, allowance: Allowance) -> bool:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return allowance.another()
 
     def step(self, i: int, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
         """Take step `i`."""
         for group in optimizer.param_groups:
             group["lr"] = self.rate(i)
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.local.precision == "bf16"):
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.local.precision == "bf16")
+        again = recomputing(self.model["encoder"]) if self.local.checkpointing else nullcontext()
+        with half, again:
             out = self.gradient.backward(self.method, self.model, batch, self.at(i), self.noise)
         if self.pull is not None:
             self.pull.apply()
@@ -256,6 +289,7 @@ def fit(
     pull: Pull | None = None,
     work: float = 1.0,
     attempt: int = 1,
+    allowance: Allowance | None = None,
 ) -> FitResult:
     """Train a model in place on one client's examples for one round.
 
@@ -264,7 +298,8 @@ def fit(
     the clients of the other seats.
 
     With `work` below 1 the client stops early: it does that share of the round's steps, rounded down, exactly as it
-    would have begun the whole round, learning rates included. Without time for a step it changes nothing.
+    would have begun the whole round, learning rates included. Without time for a step it changes nothing. With an
+    `allowance` it stops likewise when the clock says so, after one step at least; then the result depends on the clock.
 
     A private round that is begun again after a kill has the next `attempt`, so its noise and samples are new: noise
     that was drawn for one sum must not be seen under another.
@@ -275,7 +310,7 @@ def fit(
     """
     training = Training(
         method, model, data, augment, local, gradient=gradient, round=round, rounds=rounds, seed=seed, client=client,
-        public=public, pull=pull, work=work, attempt=attempt,
+        public=public, pull=pull, work=work, attempt=attempt, allowance=allowance,
     )  # fmt: skip
     if not training.done:
         return FitResult(examples=len(data), steps=0, loss=math.nan, feature_std=math.nan, work=0.0)

@@ -66,19 +66,27 @@ def number(value: object) -> float | None:
     return float(value)
 
 
-def safetensors(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str] | None = None) -> bytes:
-    """Arrays as the content of a safetensors file."""
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, str] | None = None) -> None:
+    """Write arrays as safetensors, atomically."""
+    write_bytes(path, array_bytes(arrays, meta))
+
+
+def array_bytes(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str] | None = None) -> bytes:
+    """Arrays as a safetensors file holds them."""
     from safetensors.numpy import save
 
     # safetensors stores memory as it lies: an array that is not contiguous would come back scrambled.
-    whole = {k: np.ascontiguousarray(v).reshape(v.shape) for k, v in arrays.items()}
-    content: bytes = save(whole, dict(meta) if meta else None)
+    own = {k: np.ascontiguousarray(v).reshape(v.shape) for k, v in arrays.items()}
+    content: bytes = save(own, dict(meta) if meta else None)
     return content
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, str] | None = None) -> None:
-    """Write arrays as safetensors, atomically."""
-    write_bytes(path, safetensors(arrays, meta))
+def arrays_of(content: bytes) -> tuple[Arrays, dict[str, str]]:
+    """The arrays and metadata of `array_bytes`, whose source is trusted."""
+    from safetensors.numpy import load
+
+    length = int.from_bytes(content[:8], "little")
+    return load(content), json.loads(content[8 : 8 + length]).get("__metadata__", {})
 
 
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:

@@ -15,7 +15,7 @@ from fedssl import seeds
 from fedssl.aggregation.admission import refuse
 from fedssl.aggregation.base import Aggregation, Answering, Planned
 from fedssl.build import build, coerce, construct, load
-from fedssl.client import Local
+from fedssl.client import Local, check_memory
 from fedssl.compression import Compression
 from fedssl.decorrelated import Decorrelated
 from fedssl.errors import ConfigError
@@ -235,6 +235,7 @@ class Job:
         self.strategy()
         self._check_fit()
         self.privacy.check(self.method)
+        check_memory(self.local, self.privacy.private)
 
     def _check_fit(self) -> None:
         """Refuse combinations that make no sense, by name."""

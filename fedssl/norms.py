@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +74,17 @@ def discard_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _DeferredBatchNorm):
             module._pending.clear()
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Forward passes within leave no statistics behind: they repeat passes that have left theirs."""
+    before = [(m, len(m._pending)) for m in model.modules() if isinstance(m, _DeferredBatchNorm)]
+    try:
+        yield
+    finally:
+        for module, count in before:
+            del module._pending[count:]
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -23,6 +23,8 @@ usage: fedssl COMMAND ...
   export RUN                 the encoder of a finished run with a model card [--format safetensors|onnx] [--out FOLDER]
   payload [--json] [key=value ...]
                              what would leave a client in each round of such a run, and its size; trains nothing
+  fits [--memory 4GiB] [--seconds 60] [key=value ...]
+                             whether a client's round of such a run fits into this machine, measured in a few steps
   list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines, studies
   doctor                     what this machine can do
 
@@ -68,6 +70,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         from simulations import inspect_payload
 
         return inspect_payload.main(rest)
+    if command == "fits":
+        from simulations import fits
+
+        return fits.main(rest)
     if command == "list":
         from simulations import inspect_install
 
@@ -77,7 +83,7 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return inspect_install.doctor(rest)
     print(
-        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, export, payload, "
+        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, export, payload, fits, "
         "list or doctor",
         file=sys.stderr,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from fedssl.card import model_card
 from fedssl.errors import ConfigError
 from fedssl.export import PretrainedEncoder, describe, load_encoder
-from fedssl.files import read_arrays, safetensors, write_bytes, write_json, write_text
+from fedssl.files import array_bytes, read_arrays, write_bytes, write_json, write_text
 from fedssl.modalities.pairs import SIDES
 from fedssl.portable import to_onnx
 from fedssl.record import Record
@@ -71,7 +71,7 @@ def _own(folder: Path, digest: str) -> None:
 
 def _weights(path: Path) -> Mapping[str, bytes]:
     arrays, _ = read_arrays(path)  # refuses a damaged file
-    return {WEIGHTS: safetensors(arrays, {"format": "pt"})}  # by this word the hub's tools know whose arrays they are
+    return {WEIGHTS: array_bytes(arrays, {"format": "pt"})}  # by this word the hub's tools know whose arrays they are
 
 
 def _onnx(encoder: PretrainedEncoder) -> Mapping[str, bytes]:

@@ -15,7 +15,7 @@ NAMES = [str(p.relative_to(ROOT)) for p in FILES]
 LAYERS = (
     {
         *("errors", "parts", "seeds", "files", "tree", "build", "partition"),
-        *("participation", "coding", "packing", "compression"),
+        *("participation", "coding", "packing", "compression", "edge"),
     },
     {
         "norms",
@@ -27,6 +27,7 @@ LAYERS = (
         "keys",
         "negatives",
         "decomposed",
+        "recompute",
         "losses",
         "teacher",
         "theory",

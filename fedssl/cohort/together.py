@@ -45,7 +45,10 @@ def train_together(trainings: Sequence[Training]) -> list[BaseException | None]:
 def _stacks(training: Training) -> bool:
     """Whether a client's gradient is that of one loss of one batch of tensors, which can be found for many at once."""
     gradient = training.gradient
-    return isinstance(gradient, PlainGradient) and gradient.micro_batch is None and not training.local.compiled
+    plain = isinstance(gradient, PlainGradient) and gradient.micro_batch is None
+    # Second passes and compiled networks know nothing of a batch of models, and a clock nothing of a cohort.
+    own = training.local.checkpointing or training.local.compiled or training.allowance is not None
+    return plain and not own
 
 
 def _kind(training: Training) -> tuple[object, ...]:

@@ -5,8 +5,10 @@ A client needs the message, its own Context and its data, nothing else.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -17,18 +19,21 @@ from flwr.clientapp import ClientApp
 from fedssl import payload, seeds, tree
 from fedssl.aggregation.base import Sender
 from fedssl.client import Pull, fit
+from fedssl.edge.limits import Limits
 from fedssl.flower import codec, state_files
 from fedssl.flower.aggregation import clients
-from fedssl.flower.codec import ClientState, Memo
+from fedssl.flower.codec import ClientState, Memo, remember_step, step_seconds
 from fedssl.flower.rule import Own, PartRule
 from fedssl.job import Job, parse
 from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
 from fedssl.parts import Arrays, Layout, Share, part_of
+from fedssl.privacy.record_dp import Planned
 from fedssl.privacy.spending import agree, pay, pay_turn
 from fedssl.setup import build_model, data_of, device_of, public_of, shares_of, untrained
 from fedssl.shards import shard_of
 
 app = ClientApp()
+_LOG = logging.getLogger("fedssl")
 
 
 class _Worker(threading.local):
@@ -114,6 +119,11 @@ def train(message: Message, context: Context) -> Message:
     made, work = int(config.get("made", begun - 1)), float(config.get("work", 1.0))  # type: ignore[arg-type]
     attempt = int(config.get("attempt", 1))  # type: ignore[arg-type]  # how often this round has been begun
     client = int(context.node_config["partition-id"])
+    limits = Limits.of(context.node_config)
+    allowance = limits.allowance()
+    if declined := limits.declined():
+        _LOG.warning("this node takes no step in round %d: %s", at, declined)
+        work = 0.0
     device = device_of(job)
     # Not only at start: the number of threads is a property of each thread, and Flower brings its own.
     torch.set_num_threads(job.threads)
@@ -135,10 +145,13 @@ def train(message: Message, context: Context) -> Message:
     gradient = job.privacy.planned(len(shard), job.local.batch_size, job.local.epochs, rounds)
     agree(gradient, context.node_config, job.aggregation, job.planned, clients.lost(config))
     lost = _shares(job, client, config)
+    if allowance is not None and isinstance(gradient, Planned):  # what is paid for is chosen before, not by the clock
+        work, allowance = min(work, allowance.share(gradient.steps, step_seconds(context))), None
     paid = pay(gradient, state.ledger, at, attempt, work, lost)
     words, floor = clients.told(config), context.node_config
     own = pay_turn(job.aggregation, job.planned, state.own, (at, attempt), lost, words, floor)
     replace(state, ledger=paid.ledger.text(), own=own).save(context)  # before a step is taken, not after
+    began = time.monotonic()
     result = fit(
         job.method,
         worker.model,
@@ -154,7 +167,10 @@ def train(message: Message, context: Context) -> Message:
         pull=_pull(worker),
         work=paid.work,
         attempt=attempt,
+        allowance=allowance,
     )
+    if limits.seconds is not None and result.steps:
+        remember_step(context, (time.monotonic() - began) / result.steps)
     metrics: dict[str, float | int] = {
         codec.WEIGHT: result.examples if gradient.weight is None else gradient.weight,
         "partition-id": client,

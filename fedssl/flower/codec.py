@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
@@ -113,6 +113,17 @@ class ClientState:
     def empty(self) -> bool:
         """Whether nothing would be lost with it."""
         return not (self.local or self.mine or self.memo or self.residual or self.ledger or self.own)
+
+
+def step_seconds(context: Context) -> float | None:
+    """How long a step took in this node's last round, if it has counted."""
+    found = context.state.get("pace")
+    return float(cast(float, found["step-seconds"])) if isinstance(found, MetricRecord) else None
+
+
+def remember_step(context: Context, seconds: float) -> None:
+    """Note how long a step took, for the node's next round."""
+    context.state["pace"] = MetricRecord({"step-seconds": seconds})
 
 
 def reply(arrays: Mapping[str, np.ndarray], metrics: Mapping[str, float | int]) -> RecordDict:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context
 
+from fedssl.edge import sealed
 from fedssl.errors import ResumeError
-from fedssl.files import read_arrays, write_arrays
+from fedssl.files import array_bytes, arrays_of, read_arrays, write_bytes
 from fedssl.flower.codec import ClientState
 from fedssl.parts import Arrays
 
@@ -22,13 +23,26 @@ if TYPE_CHECKING:
     from fedssl.flower.in_process import InProcessGrid
 
 
-def write(folder: Path, client: int, state: ClientState) -> Path:
-    """Write a client's state under the round in which it was last changed; returns where."""
+_FORMAT = 1  # of the files; to be raised with every change that an earlier reader would misread
+
+
+def write(folder: Path, client: int, state: ClientState, key: bytes | None = None) -> Path:
+    """Write a client's state under the round in which it was last changed, encrypted if there is a key; returns where.
+
+    The name does not tell which; what is read must be what the reader's key says.
+    """
     groups = {"local": state.local, "mine": state.mine, "residual": state.residual}
     arrays = {f"{group}/{key}": value for group, own in groups.items() for key, value in own.items()}
-    meta = {"memo": json.dumps(state.memo), "round": str(state.round), "ledger": state.ledger, "own": state.own}
+    meta = {
+        "format": str(_FORMAT),
+        "memo": json.dumps(state.memo),
+        "round": str(state.round),
+        "ledger": state.ledger,
+        "own": state.own,
+    }
     path = folder / f"{client:06d}-{state.round:06d}.safetensors"
-    write_arrays(path, arrays, meta)
+    content = array_bytes(arrays, meta)
+    write_bytes(path, content if key is None else sealed.seal(content, key, path.name))
     return path
 
 
@@ -39,22 +53,50 @@ def newest(folder: Path, client: int, at_most: int) -> Path | None:
     return rounds[max(usable)] if usable else None
 
 
-def read(path: Path) -> ClientState:
+def read(path: Path, key: bytes | None = None) -> ClientState:
     """Read a state back.
 
     Raises:
-        ResumeError: the file is damaged.
+        ResumeError: the file is damaged, or of a later version; it is encrypted and there is no key, or another one, or
+            there is a key and anybody might have written it.
     """
-    arrays, meta = read_arrays(path)
+    arrays, meta = _contents(path, key)
     try:
+        if int(meta.get("format", _FORMAT)) > _FORMAT:
+            raise ResumeError(f"{path} was written by a later version of fedssl: install that one")
         memo, last, ledger = json.loads(meta["memo"]), int(meta["round"]), meta["ledger"]
     except (KeyError, ValueError) as error:
         raise ResumeError(f"{path} is not a client state: delete it, or start the run anew") from error
     groups: dict[str, Arrays] = {"local": {}, "mine": {}, "residual": {}}
-    for key, value in arrays.items():
-        group, _, name = key.partition("/")
+    for full, value in arrays.items():
+        group, _, name = full.partition("/")
         groups[group][name] = value
     return ClientState(groups["local"], groups["mine"], memo, last, groups["residual"], ledger, meta.get("own", ""))
+
+
+def _contents(path: Path, key: bytes | None) -> tuple[Arrays, dict[str, str]]:
+    try:
+        with path.open("rb") as file:
+            encrypted = sealed.is_sealed(file.read(64))
+            content = b"" if key is None else path.read_bytes()
+    except OSError as error:
+        raise ResumeError(f"{path} cannot be read ({error.strerror}): give it back, or start the run anew") from error
+    if key is None:
+        if encrypted:
+            raise ResumeError(f"{path} is encrypted and this node has no state-key: start it with the one it had")
+        return read_arrays(path)
+    if not encrypted:
+        raise ResumeError(
+            f"{path} is not encrypted and this node has a state-key: somebody else may have written it; delete it, or "
+            "start the node without state-key"
+        )
+    return arrays_of(sealed.unseal(content, key, path))
+
+
+def _key(context: Context) -> bytes | None:
+    """The key in the file that a node's owner names."""
+    name = context.node_config.get("state-key")
+    return None if name is None else sealed.key_in(Path(str(name)))
 
 
 def prune(folder: Path, clients: Collection[int], at_most: int) -> None:
@@ -73,7 +115,7 @@ def restore(config: ConfigRecord, context: Context, client: int, at: int) -> Non
     """Before training in round `at`: take the state from the instruction's `state-dir`, if it names one."""
     if "state-dir" in config:
         path = newest(Path(str(config["state-dir"])), client, at - 1)
-        (read(path) if path else ClientState()).save(context)
+        (read(path, _key(context)) if path else ClientState()).save(context)
 
 
 def keep(config: ConfigRecord, context: Context, client: int, at: int) -> None:
@@ -82,7 +124,7 @@ def keep(config: ConfigRecord, context: Context, client: int, at: int) -> None:
         state = ClientState.load(context)
         if not state.empty:
             folder = Path(str(config["state-dir"]))
-            write(folder, client, state)
+            write(folder, client, state, _key(context))
             prune(folder, [client], int(config["checkpoint"]))  # type: ignore[arg-type]  # a ConfigRecord is loose
 
 

@@ -1,0 +1,155 @@
+"""`fedssl fits`: whether a client's round fits into this machine's memory and time, measured before the first round."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+
+from fedssl import config
+from fedssl.errors import ConfigError
+from fedssl.flower.run.dry import KilledError, Turn, measure
+from fedssl.job import Job
+
+USAGE = "fedssl fits [--memory 4GiB] [--seconds 60] [key=value ...]"
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a round may take."""
+
+    overrides: tuple[str, ...]
+    memory: float = inf  # bytes
+    seconds: float = inf
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> Asked:
+        """Read the words after `fedssl fits`.
+
+        Raises:
+            ConfigError: an unknown option, or one without a limit above 0.
+        """
+        rest, asked = list(arguments), cls(())
+        for name in ("memory", "seconds"):
+            if f"--{name}" not in rest:
+                continue
+            at = rest.index(f"--{name}")
+            word = rest[at + 1] if at + 1 < len(rest) else ""
+            limit = size_of(word) if name == "memory" else _number(word)
+            if not (limit > 0 and isfinite(limit)):
+                example = "4GiB or 512MiB" if name == "memory" else "60"
+                raise ConfigError(f"--{name} needs a limit such as {example} and got {word or 'nothing'}: {USAGE}")
+            asked = replace(asked, **{name: limit})
+            del rest[at : at + 2]
+        odd = [word for word in rest if word.startswith("-")]
+        if odd:
+            raise ConfigError(f"{odd[0]} is no option of fits: {USAGE}")
+        return replace(asked, overrides=tuple(rest))
+
+    def holds(self, turn: Turn) -> bool:
+        """Whether a round stays within both limits."""
+        return turn.memory <= self.memory and turn.seconds <= self.seconds
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print what a round takes and whether it fits; 0: it does, 1: it does not.
+
+    Raises:
+        ConfigError: a wrong option or override, or a job that its client refuses.
+    """
+    asked = Asked.of(arguments)
+    job = config.compose(asked.overrides).job
+    try:
+        turn = measure(job.tree)
+    except KilledError as error:
+        print(f"memory   no: {error}")
+        turn = None
+    if turn is not None:
+        print(*lines(turn, asked), sep="\n")
+        if asked.holds(turn):
+            return 0
+    if turn is None or turn.memory > asked.memory:
+        print(remedy(job, asked, turn))
+    return 1
+
+
+def lines(turn: Turn, asked: Asked) -> Iterator[str]:
+    """One each for memory, seconds and bytes."""
+    where = "of the GPU" if turn.gpu else "of the process"
+    within = _verdict(turn.memory <= asked.memory, asked.memory)
+    limit = f", limit {size(asked.memory)}" if isfinite(asked.memory) else ""
+    yield f"memory   {within}{size(turn.memory)} {where}, {size(turn.before)} before the first step{limit}"
+    within = _verdict(turn.seconds <= asked.seconds, asked.seconds)
+    parts = f"{turn.steps} steps of {turn.step_seconds:.3g} s, {turn.other_seconds:.3g} s besides"
+    limit = f", limit {asked.seconds:g} s" if isfinite(asked.seconds) else ""
+    yield f"seconds  {within}{turn.seconds:.3g} a round ({parts}){limit}"
+    if turn.seconds > asked.seconds:
+        yield (
+            f"         time-budget={asked.seconds:g} in the node's config stops it after "
+            f"{turn.steps_in(asked.seconds)} of {turn.steps} steps; local.epochs=1 has the fewest"
+        )
+    yield (
+        f"bytes    {turn.arrays_down:,} down and {turn.arrays_up:,} up a round, "
+        f"{turn.wire_down:,} and {turn.wire_up:,} with headers"
+    )
+    yield f"measured client {turn.client}, which has most examples ({turn.examples:,})"
+
+
+def remedy(job: Job, asked: Asked, turn: Turn | None) -> str:
+    """Options with which the memory suffices, found by measuring them one after another, or that none was found."""
+    tried = []
+    for options in remedies(job):
+        try:
+            found = measure(config.compose([*asked.overrides, *options]).job.tree)
+        except (ConfigError, KilledError):  # this job, or this machine, cannot have it
+            continue
+        if found.memory <= asked.memory:
+            return f"         {' '.join(options)} makes it {size(found.memory)} and {found.seconds:.3g} s a round"
+        tried.append(f"{' '.join(options)} ({size(found.memory)})")
+    floor = "" if turn is None else f"; {size(turn.before)} are taken before the first step"
+    return (
+        f"         no option makes it fit, of {', '.join(tried) or 'those that it takes'}{floor}: use a smaller encoder"
+    )
+
+
+def remedies(job: Job) -> Iterator[tuple[str, ...]]:
+    """What takes less memory, from what changes nothing of the result to what does."""
+    size = job.local.batch_size
+    pieces = max(1, min(size, int(job.tree["privacy"].get("micro_batch") or size)) // 4)
+    caching = f"privacy.micro_batch={pieces}"
+    plain = not job.privacy.private
+    if plain and not job.local.checkpointing:
+        yield ("local.checkpointing=true",)
+    if pieces < size:
+        yield (caching,)
+        if plain:
+            yield ("local.checkpointing=true", caching)
+    if job.local.precision != "bf16":
+        yield ("local.precision=bf16",)
+    for part in (2, 4):
+        if size >= 2 * part:
+            yield (f"local.batch_size={size // part}",)
+
+
+def size_of(word: str) -> float:
+    """Bytes of a word such as 4GiB; nan if it is none."""
+    match = re.fullmatch(r"([0-9.]+) ?([A-Za-z]+)", word)
+    return _number(match[1]) * _UNITS[match[2]] if match and match[2] in _UNITS else float("nan")
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return float("nan")
+
+
+def _verdict(good: bool, limit: float) -> str:
+    return "" if not isfinite(limit) else "yes: " if good else "no: "

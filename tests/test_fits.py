@@ -1,0 +1,166 @@
+"""`fedssl fits` measures a real turn, says yes or no, and names what would help."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import execute, tiny
+
+from fedssl import config
+from fedssl.config import Plan
+from fedssl.errors import ConfigError
+from fedssl.flower.run import dry
+from fedssl.flower.run.dry import KilledError, Turn
+from simulations import cli, fits
+
+Compose = Callable[..., Plan]
+MIB = 1 << 20
+TURN = Turn(7, 200, 10, 900 * MIB, 300 * MIB, 2.0, 5.0, 1000, 500, 1300, 800, False)
+
+
+def test_a_turn_is_a_real_one(plan: Compose) -> None:
+    """In a process of its own: its bytes and steps are those of a run's round."""
+    run = plan("compression=float16", "local.epochs=2", "federation.rounds=1", "partition=iid")
+    turn = dry.measure(run.job.tree)
+    row = execute(run).rows("clients.jsonl")[0]
+    assert (turn.client, turn.examples, turn.steps, turn.arrays_up) == (0, 20, 6, row["bytes_up"])
+    assert turn.arrays_down > turn.arrays_up
+    assert turn.wire_up > turn.arrays_up
+    assert turn.memory >= turn.before > 50 * MIB, "torch alone takes as much"
+    assert turn.step_seconds >= 0
+    assert turn.seconds == turn.other_seconds + 6 * turn.step_seconds > 0
+
+
+def test_a_private_turn_and_one_under_a_hidden_sum(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    private = ("method=byol", "method.norm=layer", "privacy=example", "privacy.sample_rate=0.25")
+    known = ("privacy.epsilon=null", "privacy.noise_multiplier=1.0", "federation.rounds=1")
+    job = plan(*private, *known, "aggregation=secure").job
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(job.tree)))
+    monkeypatch.setattr(sys, "stdout", out)
+    assert dry.main() == 0
+    turn = Turn(**json.loads(out.getvalue()))
+    assert turn.steps == 4
+
+
+def test_a_job_that_its_client_refuses_is_refused(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, out = plan("privacy.micro_batch=2", "encoder.norm=batch").job, io.StringIO()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(job.tree)))
+    monkeypatch.setattr(sys, "stdout", out)
+    assert dry.main() == 0
+    said = out.getvalue()
+    ends = {"returncode": 0, "stdout": said, "stderr": ""}
+    monkeypatch.setattr(subprocess, "run", lambda *a, **b: SimpleNamespace(**ends))
+    with pytest.raises(ConfigError, match="whose batch normalisation needs them whole"):
+        dry.measure(job.tree)
+    for changes, kind in (
+        ({"returncode": -9}, KilledError),
+        ({"returncode": 1, "stdout": "", "stderr": "x\ntorch.OutOfMemoryError: CUDA out of memory."}, KilledError),
+        ({"returncode": 1, "stdout": "", "stderr": "Traceback\nValueError: odd"}, ConfigError),
+    ):
+        done = SimpleNamespace(**(ends | changes))
+        monkeypatch.setattr(subprocess, "run", lambda *a, done=done, **b: done)
+        with pytest.raises(kind):
+            dry.measure(job.tree)
+
+
+def answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], turns: Mapping[str, Turn | None], *words: str
+) -> tuple[int, str]:
+    """Exit code and output, where jobs with these options take so much; None: their client is killed."""
+    known = tiny("method=byol")
+
+    def measure(tree: Mapping[str, Any]) -> Turn:
+        for option, turn in turns.items():
+            group, _, key = option.partition(".")
+            name, _, value = key.partition("=")
+            if not option or str(tree[group][name]).lower() == value:
+                if turn is None:
+                    raise KilledError("killed")
+                return turn
+        raise AssertionError("no such job")
+
+    monkeypatch.setattr(fits, "measure", measure)
+    code = cli.answer(["fits", *words, *known])
+    return code, capsys.readouterr().out
+
+
+def test_yes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = answered(monkeypatch, capsys, {"": TURN}, "--memory", "1GiB", "--seconds", "25")
+    assert code == 0
+    assert "memory   yes: 900 MiB of the process, 300 MiB before the first step, limit 1.00 GiB\n" in said
+    assert "seconds  yes: 25 a round (10 steps of 2 s, 5 s besides), limit 25 s\n" in said
+    assert "bytes    1,000 down and 500 up a round, 1,300 and 800 with headers\n" in said
+    code, said = answered(monkeypatch, capsys, {"": TURN})
+    assert (code, "memory   900 MiB of" in said, "yes" in said) == (0, True, False)
+
+
+def test_no_for_want_of_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = answered(monkeypatch, capsys, {"": TURN}, "--seconds", "12.5")
+    assert code == 1
+    assert "seconds  no: 25 a round" in said
+    assert "time-budget=12.5 in the node's config stops it after 3 of 10 steps" in said
+    assert "makes it" not in said
+
+
+def test_no_and_what_would_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Measured in order, the first that suffices is named; what a machine cannot do is passed over."""
+    small = replace(TURN, memory=700 * MIB)
+    turns = {"local.checkpointing=true": None, "privacy.micro_batch=2": small, "": TURN}
+    code, said = answered(monkeypatch, capsys, turns, "--memory", "800MiB")
+    assert code == 1
+    assert "memory   no: 900 MiB" in said
+    assert said.endswith("\n         privacy.micro_batch=2 makes it 700 MiB and 25 s a round\n")
+    code, said = answered(monkeypatch, capsys, turns, "--memory", "600MiB")
+    assert code == 1
+    assert re.search(
+        r"no option makes it fit, of privacy.micro_batch=2 \(700 MiB\), .*; 300 MiB are taken before", said
+    )
+    code, said = answered(monkeypatch, capsys, {"local.checkpointing=true": small, "": None}, "--memory", "800MiB")
+    assert (code, said) == (
+        1,
+        "memory   no: killed\n         local.checkpointing=true makes it 700 MiB and 25 s a round\n",
+    )
+
+
+def test_remedies_are_options_of_the_job(plan: Compose) -> None:
+    words = [" ".join(options) for options in fits.remedies(plan("local.batch_size=8").job)]
+    assert words == [
+        "local.checkpointing=true",
+        "privacy.micro_batch=2",
+        "local.checkpointing=true privacy.micro_batch=2",
+        "local.precision=bf16",
+        "local.batch_size=4",
+        "local.batch_size=2",
+    ]
+    private = config.compose(["method=byol", "method.norm=layer", "privacy=example", "privacy.micro_batch=16"]).job
+    assert [o[0] for o in fits.remedies(private)][:2] == ["privacy.micro_batch=4", "local.precision=bf16"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--memory"], "--memory needs a limit such as 4GiB or 512MiB and got nothing"),
+        (["--memory", "4"], "got 4"),
+        (["--memory", "0GiB"], "got 0GiB"),
+        (["--seconds", "nan"], "--seconds needs a limit such as 60 and got nan"),
+        (["--bytes", "3"], "--bytes is no option of fits"),
+    ],
+)
+def test_wrong_words_are_refused(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.answer(["fits", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_sizes() -> None:
+    assert [fits.size_of(word) for word in ("4GiB", "1.5 MB", "7B")] == [4 << 30, 1_500_000, 7]
+    assert (fits.size(5 << 29), fits.size(3 << 20)) == ("2.50 GiB", "3 MiB")
