@@ -22,6 +22,9 @@ usage: fedssl COMMAND ...
   audit RUN                  attack a finished run, hold what is found against its epsilon [--shadows 8] [--inversion 2]
   payload [--json] [key=value ...]
                              what would leave a client in each round of such a run, and its size; trains nothing
+  keys FOLDER                keys and certificates for a federation of real machines [--nodes 2] [--host NAME ...]
+  submit [CONNECTION] --out FOLDER [key=value ...]
+                             run on the nodes of a SuperLink and wait for the end; exit code 1 if the run fails
   list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines, studies
   doctor                     what this machine can do
 
@@ -63,6 +66,14 @@ def dispatch(arguments: Sequence[str]) -> int:
         from simulations import inspect_payload
 
         return inspect_payload.main(rest)
+    if command == "keys":
+        from simulations import deployment
+
+        return deployment.keys(rest)
+    if command == "submit":
+        from simulations import deployment
+
+        return deployment.submit(rest)
     if command == "list":
         from simulations import inspect_install
 
@@ -72,8 +83,8 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return inspect_install.doctor(rest)
     print(
-        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, payload, list "
-        "or doctor",
+        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, payload, keys, "
+        "submit, list or doctor",
         file=sys.stderr,
     )
     return 2

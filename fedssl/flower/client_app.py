@@ -25,8 +25,8 @@ from fedssl.job import Job, parse
 from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
 from fedssl.parts import Arrays, Layout, Share, part_of
 from fedssl.privacy.spending import agree, pay, pay_turn
-from fedssl.setup import build_model, data_of, device_of, public_of, shares_of, untrained
-from fedssl.shards import shard_of
+from fedssl.flower.deploy import site
+from fedssl.setup import build_model, device_of, public_of, shares_of, untrained
 
 app = ClientApp()
 
@@ -46,11 +46,11 @@ class _Worker(threading.local):
 _worker = _Worker()
 
 
-def _prepare(job: Job, client: int, examples: int, device: torch.device) -> _Worker:
+def _prepare(job: Job, client: int, shape: tuple[Any, ...], examples: int, device: torch.device) -> _Worker:
     sized = any(part.sized for part in job.method.parts)
     text = f"{device}:{job.encoder_name(client)}:{examples if sized else 0}:{job.text}"
     if _worker.text != text:
-        model = build_model(job, data_of(job, device).train.shape, examples, client)
+        model = build_model(job, shape, examples, client)
         _worker.shares = shares_of(job, model)
         _worker.layout = layout_of(model, job.method.parts)
         _worker.initial = to_arrays(model)
@@ -113,12 +113,12 @@ def train(message: Message, context: Context) -> Message:
     begun = int(config.get("begun", at))  # type: ignore[arg-type]
     made, work = int(config.get("made", begun - 1)), float(config.get("work", 1.0))  # type: ignore[arg-type]
     attempt = int(config.get("attempt", 1))  # type: ignore[arg-type]  # how often this round has been begun
-    client = int(context.node_config["partition-id"])
+    client = site.client_of(context.node_config)
     device = device_of(job)
     # Not only at start: the number of threads is a property of each thread, and Flower brings its own.
     torch.set_num_threads(job.threads)
-    shard = shard_of(job, client, device)
-    worker = _prepare(job, client, len(shard), device)
+    data, shard = site.holds(job, client, context.node_config, device)
+    worker = _prepare(job, client, data.train.shape, len(shard), device)
     state_files.restore(config, context, client, at)
     state = ClientState.load(context)
 
@@ -178,9 +178,9 @@ def train(message: Message, context: Context) -> Message:
     metrics = {**result.movement, **metrics, "drift": drift}  # functions of the weights: as private as they are
     if not gradient.private:
         metrics = {**result.measures, **metrics, "loss": result.loss, "feature_std": result.feature_std}
-    lacking = untrained(data_of(job, device), client, trained)
+    lacking = untrained(data, client, trained)
     sent = {key: value for key, value in trained.items() if key not in lacking}
-    known = payload.uploads(job, data_of(job, device).train.shape)
+    known = payload.uploads(job, data.train.shape)
     payload.check_reply(known, sent, metrics, [*result.measures, *result.movement])
     if not job.aggregation.each:
         ClientState(to_arrays(worker.model, local), mine, memo, at, ledger=paid.ledger.text(), own=own).save(context)
@@ -205,5 +205,6 @@ def answer(message: Message, context: Context) -> Message:
 @app.query()
 def who(message: Message, context: Context) -> Message:
     """Say which partition this node serves, so that cohorts can be drawn by client and not by node id."""
-    partition = int(context.node_config["partition-id"])
+    site.same_version(context.run_config)
+    partition = site.client_of(context.node_config)
     return Message(RecordDict({codec.METRICS: MetricRecord({"partition-id": partition})}), reply_to=message)

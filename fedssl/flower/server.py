@@ -101,6 +101,7 @@ def _open(
     """What the rounds share, the checkpoint to start from, and all initial arrays."""
     device = device_of(job)
     data = data_of(job, device)
+    checks.sites(job, data)
     parts = parts_of(job, device)
     model = initial_model(job, data.train.shape)
     shares = shares_of(job, model)
@@ -110,10 +111,11 @@ def _open(
     point = rundir.latest()
     if point is None:
         rundir.write("manifest.json", manifest(job, data, parts, device))
-        table = split_table(parts, data.train.targets, data.classes)
-        rundir.write("split.json", table | described(job, data, parts))
-        if not isinstance(parts, partition.Drawn):  # a rule needs no file
-            partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
+        if not isinstance(parts, partition.Elsewhere):
+            table = split_table(parts, data.train.targets, data.classes)
+            rundir.write("split.json", table | described(job, data, parts))
+            if not isinstance(parts, partition.Drawn):  # a rule needs no file
+                partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
         rundir.write("payload.json", payload.manifest(job, data, parts))
     nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
     evaluator = Evaluator(job, data, device)
