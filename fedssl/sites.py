@@ -17,6 +17,7 @@ from fedssl.errors import ConfigError, ProtocolError
 from fedssl.method import Examples
 from fedssl.partition import Elsewhere, Parts, Splittable
 
+_CPU = torch.device("cpu")
 _PLACES = ("path", "root")  # how data sources call where they read
 
 
@@ -37,9 +38,7 @@ class Sites:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.shape, list | tuple) and self.shape):
-            raise ConfigError(
-                f"partition.shape={self.shape} is no shape of an example: give partition.shape=[1,28,28] for grey images"
-            )
+            raise ConfigError(f"partition.shape={self.shape} is no shape of an example: grey images have [1,28,28]")
         object.__setattr__(self, "shape", _nested(self.shape))  # a list has no hash
 
     def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
@@ -70,7 +69,7 @@ class Blank:
     """A data set without examples; a batch of it is zeros, from which only sizes can be learnt."""
 
     shape: tuple[Any, ...]
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
     targets: None = None
     groups: None = None
 

@@ -51,10 +51,9 @@ def submit(arguments: Sequence[str]) -> int:
     status, details = sent.wait(reporter.say, _whole(options["every"], 5, "every"))
     if status == "finished:completed":
         return 0
-    print(sent.log(), file=sys.stderr)
     print(
-        f"error: run {sent.run} ended as {status} {details}: above is the end of its log; the same command goes on "
-        "from its last checkpoint",
+        f"error: run {sent.run} ended as {status} ({details}): `flwr log {sent.run} --show` has its log, as above; "
+        "the same command goes on from its last checkpoint",
         file=sys.stderr,
     )
     return 1

@@ -17,15 +17,15 @@ from flwr.clientapp import ClientApp
 from fedssl import payload, seeds, tree
 from fedssl.aggregation.base import Sender
 from fedssl.client import Pull, fit
-from fedssl.flower import codec, state_files
+from fedssl.flower import codec
 from fedssl.flower.aggregation import clients
-from fedssl.flower.codec import ClientState, Memo
+from fedssl.flower.codec import KEEPS, ClientState, Memo
+from fedssl.flower.deploy import memory, site
 from fedssl.flower.rule import Own, PartRule
 from fedssl.job import Job, parse
 from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
 from fedssl.parts import Arrays, Layout, Share, part_of
 from fedssl.privacy.spending import agree, pay, pay_turn
-from fedssl.flower.deploy import site
 from fedssl.setup import build_model, device_of, public_of, shares_of, untrained
 
 app = ClientApp()
@@ -119,7 +119,7 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(job.threads)
     data, shard = site.holds(job, client, context.node_config, device)
     worker = _prepare(job, client, data.train.shape, len(shard), device)
-    state_files.restore(config, context, client, at)
+    memory.restore(config, context, client, at)
     state = ClientState.load(context)
 
     told = {key: value for key, value in worker.initial.items() if worker.shares[key].comes}
@@ -184,13 +184,13 @@ def train(message: Message, context: Context) -> Message:
     payload.check_reply(known, sent, metrics, [*result.measures, *result.movement])
     if not job.aggregation.each:
         ClientState(to_arrays(worker.model, local), mine, memo, at, ledger=paid.ledger.text(), own=own).save(context)
-        state_files.keep(config, context, client, at)
+        memory.keep(config, context, client)
         content = clients.reply(job, config, sender, sent, asked, context, paid.public)
         return Message(content, reply_to=message)
     rounding = seeds.stream(job.seed, "client", client, "round", at, "compression")
     packed, residual = job.compression.pack(sent, now, state.residual, worker.layout.parameters, rounding)
     ClientState(to_arrays(worker.model, local), mine, memo, at, residual, paid.ledger.text()).save(context)
-    state_files.keep(config, context, client, at)
+    memory.keep(config, context, client)
     return Message(codec.reply(packed, metrics), reply_to=message)
 
 
@@ -207,4 +207,5 @@ def who(message: Message, context: Context) -> Message:
     """Say which partition this node serves, so that cohorts can be drawn by client and not by node id."""
     site.same_version(context.run_config)
     partition = site.client_of(context.node_config)
-    return Message(RecordDict({codec.METRICS: MetricRecord({"partition-id": partition})}), reply_to=message)
+    said = MetricRecord({"partition-id": partition, KEEPS: int("state-dir" in context.node_config)})
+    return Message(RecordDict({codec.METRICS: said}), reply_to=message)

@@ -26,8 +26,8 @@ from fedssl.partition import sizes_of
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 from fedssl.setup import device_of
-from fedssl.sites import Sites
 from fedssl.shards import parts_of
+from fedssl.sites import Sites
 
 
 class Engine(Protocol):
@@ -91,8 +91,8 @@ class InProcess:
     def _sites(self, job: Job) -> tuple[str, ...]:
         if len(self.sites) != (job.federation.clients if isinstance(job.partition, Sites) else 0):
             raise ConfigError(
-                f"engine.sites names {len(self.sites)} places of data and the run has {job.federation.clients} clients "
-                f"with partition={type(job.partition).__name__.lower()}: with partition=sites name one for each, else none"
+                f"engine.sites names {len(self.sites)} places of data for {job.federation.clients} clients with "
+                f"partition={type(job.partition).__name__.lower()}: with partition=sites name one for each, else none"
             )
         return self.sites
 

@@ -120,9 +120,7 @@ def _files(nodes: int, hosts: Sequence[x509.GeneralName], valid: datetime.timede
     return files
 
 
-def _certificate(
-    name: x509.Name, key: ec.EllipticCurvePublicKey, valid: datetime.timedelta
-) -> x509.CertificateBuilder:
+def _certificate(name: x509.Name, key: ec.EllipticCurvePublicKey, valid: datetime.timedelta) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

@@ -59,17 +59,12 @@ class Submission:
                 return str(row.get("status")), str(row.get("status-details", ""))
         raise ProtocolError(f"the SuperLink {self.connection!r} knows no run {self.run}: its database is another one")
 
-    def log(self, lines: int = 40) -> str:
-        """The end of the run's log; empty if it cannot be had."""
-        done = _call("log", self.run, self.connection, "--show")
-        return "\n".join(done.stdout.splitlines()[-lines:]) if done.returncode == 0 else ""
-
     def wait(self, say: Callable[[str], None], every_s: float = 5.0, patience_s: float = 900.0) -> tuple[str, str]:
-        """Wait until the run has ended; returns its last status.
+        """Wait until the run has ended, with its log on this process's output; returns its last status.
 
         Args:
             say: told when the status changes.
-            every_s: seconds between two looks.
+            every_s: seconds between two looks, where the log breaks off.
             patience_s: how long the SuperLink may be away, to be restarted for example.
 
         Raises:
@@ -77,6 +72,7 @@ class Submission:
         """
         last, seen = "", time.monotonic()
         while True:
+            _call("log", self.run, self.connection, "--stream", shown=True)  # ends with the run, or the connection
             try:
                 status, details = self.status()
                 seen = time.monotonic()
@@ -112,13 +108,13 @@ def submit(overrides: Sequence[str], out: str, connection: str) -> Submission:
         app.mkdir()
         (app / "pyproject.toml").write_text(_APP.format(version=here), encoding="utf-8")
         for side in ("server", "client"):
-            line = f"from fedssl.flower.{side}_app import app\n\n__all__ = [\"app\"]\n"  # Flower looks for it there
+            line = f'from fedssl.flower.{side}_app import app\n\n__all__ = ["app"]\n'  # Flower looks for it there
             (app / f"fedssl_{side}.py").write_text(line, encoding="utf-8")
         values = {"overrides": shlex.join(overrides), "out": out, "fedssl": here}
         chosen = Path(folder) / "run.toml"
         lines = (f"{key} = {json.dumps(value)}\n" for key, value in values.items())  # TOML quotes as JSON does
         chosen.write_text("".join(lines), encoding="utf-8")
-        found = _flwr("run", str(app), *([connection] if connection else []), "--run-config", str(chosen))
+        found = _flwr("run", str(app), connection, "--run-config", str(chosen))
     run = found.get("run-id")
     if run is None:
         raise ProtocolError(f"the SuperLink did not take the run ({found}): read its log")
@@ -137,8 +133,9 @@ def _flwr(*words: str) -> dict[str, Any]:
     return found
 
 
-def _call(*words: str) -> subprocess.CompletedProcess[str]:
+def _call(*words: str, shown: bool = False) -> subprocess.CompletedProcess[str]:
     """Flower's command of this very environment."""
     command = Path(sys.executable).with_name("flwr")
     environment = {**os.environ, **{key: os.environ.get(key, value) for key, value in _QUIET.items()}}
-    return subprocess.run([str(command), *words], capture_output=True, text=True, env=environment, check=False)
+    given = [word for word in words if word]  # without a connection Flower takes its default
+    return subprocess.run([str(command), *given], capture_output=not shown, text=True, env=environment, check=False)
