@@ -23,7 +23,7 @@ from fedssl.gradient import Privacy
 from fedssl.method import Augment, MultiCrop, SSLMethod
 from fedssl.modalities.pairs import SIDES
 from fedssl.participation.base import Attendance, Participation
-from fedssl.partition import FeatureShift, Partition, Parts, Splittable, sizes_of
+from fedssl.partition import Elsewhere, FeatureShift, Partition, Parts, Splittable, sizes_of
 from fedssl.parts import Part
 from fedssl.sections import Consent, Evaluate, Federation
 from fedssl.wrapper import Wrapper
@@ -341,6 +341,8 @@ def split(job: Job, train: Splittable) -> Parts:
         ConfigError: a client would have no examples, or the partitioner does not fit the data.
     """
     parts = job.partition.split(train, job.federation.clients, seeds.stream(job.seed, "partition"))
+    if isinstance(parts, Elsewhere):
+        return parts
     empty = np.flatnonzero(sizes_of(parts) == 0)
     if len(empty):
         raise ConfigError(

@@ -175,7 +175,7 @@ class Monitor:
 
 def _owners(shards: partition.Parts, bank: np.ndarray) -> np.ndarray:
     """The client that holds each of these examples; -1 where there is none, or not one alone."""
-    if isinstance(shards, partition.Drawn):
+    if isinstance(shards, partition.Drawn | partition.Elsewhere):
         return np.full(len(bank), -1)
     n = 1 + max(int(bank.max()), int(partition.rows_of(shards).max()))
     owners: np.ndarray = partition.owner_of(shards, n)[bank]

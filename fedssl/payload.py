@@ -21,9 +21,10 @@ from fedssl.job import Job
 from fedssl.method import Batch, Examples, MultiCrop, Step
 from fedssl.model import Model, layout_of, tensors, to_arrays
 from fedssl.movement import Movement
-from fedssl.partition import Parts, sizes_of
+from fedssl.partition import Elsewhere, Parts, sizes_of
 from fedssl.parts import Share, part_of
 from fedssl.setup import build_model, public_of, shares_of, untrained
+from fedssl.sites import Blank
 
 SCALARS: Mapping[str, str] = {
     "num-examples": "the client's weight in a mean",
@@ -192,8 +193,12 @@ def manifest(job: Job, data: Data, parts: Parts) -> dict[str, Any]:
         PrivacyError: see `uploads`.
     """
     arrays, told = uploads(job, data.train.shape), downloads(job, data.train.shape)
-    client = int(np.argmax(sizes_of(parts)))  # small clients may be too few for one batch
-    shard = data.train.shard(parts[client], client)
+    if isinstance(parts, Elsewhere):
+        client, rows = 0, np.arange(2 * job.local.batch_size)  # of none that is here
+        shard = Blank(data.train.shape, data.train.device).shard(rows, client)
+    else:
+        client = int(np.argmax(sizes_of(parts)))  # small clients may be too few for one batch
+        shard = data.train.shard(parts[client], client)
     model = build_model(job, data.train.shape, len(shard), client).to(data.train.device).train()
     try:
         said = reports(job, model, data, shard)

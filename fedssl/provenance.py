@@ -29,9 +29,13 @@ def manifest(job: Job, data: Any, parts: partition.Parts, device: torch.device) 
         "seed": job.seed,
         "job": job.fingerprint,
         "examples": {"train": len(data.train), "test": len(data.test)},
-        "split": {
-            "fingerprint": partition.fingerprint(parts),
-            **partition.heterogeneity(parts, data.train.targets),
-            **measured_skew(job, device),
-        },
+        "split": {} if isinstance(parts, partition.Elsewhere) else _split(job, data, parts, device),
+    }
+
+
+def _split(job: Job, data: Any, parts: partition.Parts, device: torch.device) -> dict[str, Any]:
+    return {
+        "fingerprint": partition.fingerprint(parts),
+        **partition.heterogeneity(parts, data.train.targets),
+        **measured_skew(job, device),
     }

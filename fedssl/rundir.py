@@ -22,7 +22,7 @@ from fedssl.parts import Arrays
 from fedssl.tree import flatten
 
 NOT_THE_JOB = ("engine", "name", "out")  # keys of a configuration that do not change what a run computes
-LOGS = ("metrics.jsonl", "clients.jsonl", "collapse.jsonl")
+LOGS = ("metrics.jsonl", "clients.jsonl", "collapse.jsonl", "failures.jsonl")
 ATTEMPTS = "attempts.jsonl"  # of rounds of a private run
 SECRET = "secret.json"  # from which cohorts follow that nobody else may know
 
@@ -126,13 +126,14 @@ class RunDirectory:
         row: Mapping[str, Any],
         clients: Sequence[Mapping[str, Any]],
         collapse: Sequence[Mapping[str, Any]] = (),
+        failures: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Append one round to metrics.jsonl, its clients to clients.jsonl, and what its parts give to collapse.jsonl.
+        """Append one round to metrics.jsonl, its clients, what its parts give, and who failed, to the other logs.
 
         Raises:
             ConfigError: they cannot be written; what a resume finds is cut back to the last checkpoint.
         """
-        for name, rows in zip(LOGS, ([row], clients, collapse), strict=True):
+        for name, rows in zip(LOGS, ([row], clients, collapse, failures), strict=True):
             if not rows:
                 continue
             try:
@@ -158,6 +159,13 @@ class RunDirectory:
             write_json(path, {"cohorts": int.from_bytes(os.urandom(8), "big") >> 1})
             path.chmod(0o600)
         return int(self.read(SECRET)["cohorts"])
+
+    def identity(self) -> str:
+        """A name of this very run, by which nodes keep what belongs to it: 16 hexadecimal digits, drawn once."""
+        path = self.path / "identity.json"
+        if not path.exists():
+            write_json(path, {"run": os.urandom(8).hex()})
+        return str(self.read("identity.json")["run"])
 
     def attempts(self) -> list[int]:
         """The rounds that have begun, in order, whatever became of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fedssl.errors import ConfigError, ProtocolError
@@ -13,25 +14,37 @@ class Federation:
 
     clients: int = 10
     rounds: int = 40
-    tolerate: int = 0  # failed or missing clients a round that do not end the run
-    quorum: int = 1  # updates that a round needs
+    tolerate: int | None = 0  # failed or missing clients a round that do not end the run; None: any, the quorum decides
+    quorum: int | float = 1  # updates that a round needs, or their share of the clients that it asks
     below_quorum: str = "skip"  # a round with fewer leaves the model as it is; or end, the run
     timeout_s: float = 3600.0  # for the replies of one round
+    max_change: float | None = None  # L2 norm: an update that moves the weights further is refused
 
     def __post_init__(self) -> None:
         if min(self.clients, self.rounds) < 1:
             raise ConfigError(
                 f"federation.clients={self.clients} and federation.rounds={self.rounds} must both be at least 1"
             )
-        if self.tolerate < 0 or self.timeout_s <= 0:
-            raise ConfigError("federation.tolerate must be at least 0 and federation.timeout_s above 0")
-        if not 1 <= self.quorum <= self.clients:
+        if (self.tolerate or 0) < 0 or not self.timeout_s > 0 or not (self.max_change is None or self.max_change > 0):
+            raise ConfigError(
+                "federation.tolerate must be at least 0 or null, federation.timeout_s and max_change above 0"
+            )
+        share = isinstance(self.quorum, float) and 0 < self.quorum < 1
+        if not share and not (1 <= self.quorum <= self.clients and self.quorum == int(self.quorum)):
             raise ConfigError(
                 f"federation.quorum={self.quorum} updates a round cannot come from {self.clients} clients: "
-                "give a number from 1 to federation.clients"
+                "give a number from 1 to federation.clients, or a share below 1 of those asked"
             )
         if self.below_quorum not in ("skip", "end"):
             raise ConfigError(f"federation.below_quorum={self.below_quorum!r} is unknown: use skip or end")
+
+    def needed(self, asked: int) -> int:
+        """The updates that a round needs which asks so many clients: at least one."""
+        return max(1, math.ceil(self.quorum * asked)) if self.quorum < 1 else int(self.quorum)
+
+    def enough(self, asked: int) -> int:
+        """How many of so many clients have to be there for the round to come to something."""
+        return max(self.needed(asked), asked - (asked if self.tolerate is None else self.tolerate))
 
     def skip(self, at: int, updates: int, reason: str = "") -> None:
         """Let a round with fewer updates than the quorum pass, or not; `reason` is given where it is another.

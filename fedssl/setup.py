@@ -14,7 +14,7 @@ import torch
 
 from fedssl.build import build
 from fedssl.datasets.base import Data, Partial, Shard
-from fedssl.errors import ConfigError
+from fedssl.errors import ConfigError, ProtocolError
 from fedssl.files import read_arrays
 from fedssl.foreign import SUFFIXES, fit_names, read_foreign
 from fedssl.job import Job
@@ -22,6 +22,7 @@ from fedssl.keys import spread
 from fedssl.method import Examples, Sizes
 from fedssl.model import Model, derive, load_arrays, norm_keys, seed_parameters, tensors
 from fedssl.parts import Arrays, Share, part_of, resolve_shares
+from fedssl.sites import Sites, has_place, own_data
 from fedssl.workshop import Workshop
 
 
@@ -55,6 +56,27 @@ def _node(job: Job, name: str) -> str:
     return json.dumps(job.tree[name], sort_keys=True)
 
 
+@lru_cache(maxsize=16)  # of all nodes that share this process
+def _load_own(text: str, place: str, sites: Sites, device: torch.device) -> Data:
+    return own_data(json.loads(text), place, sites, device)
+
+
+def held(job: Job, place: str, device: torch.device) -> Data:
+    """A node's own data on a device; read once in a process.
+
+    Raises:
+        ConfigError: it cannot be read from this place, or examples have another shape than the job says.
+        ProtocolError: the job is for clients that share one data set.
+    """
+    if not isinstance(job.partition, Sites):
+        raise ProtocolError(
+            "this node trains on its own data-dir alone and the run names a common data set: run it with "
+            "partition=sites, or start the node without data-dir"
+        )
+    with _loading:
+        return _load_own(_node(job, "data"), place, job.partition, device)
+
+
 @lru_cache(maxsize=2)  # the private and the public data
 def _load(text: str, device: str) -> Data:
     data: Data = build(json.loads(text), "data").load()
@@ -62,7 +84,12 @@ def _load(text: str, device: str) -> Data:
 
 
 def data_of(job: Job, device: torch.device) -> Data:
-    """The job's data on a device; read once in a process, by whoever asks first."""
+    """The job's data on a device; read once in a process, by whoever asks first.
+
+    Where clients have data of their own, this is the server's: none if it has no path.
+    """
+    if isinstance(job.partition, Sites) and not has_place(job.tree["data"]):
+        return job.partition.blank
     with _loading:
         return _load(_node(job, "data"), str(device))
 

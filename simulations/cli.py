@@ -25,6 +25,9 @@ usage: fedssl COMMAND ...
                              what would leave a client in each round of such a run, and its size; trains nothing
   fits [--memory 4GiB] [--seconds 60] [key=value ...]
                              whether a client's round of such a run fits into this machine, measured in a few steps
+  keys FOLDER                keys and certificates for a federation of real machines [--nodes 2] [--host NAME ...]
+  submit [CONNECTION] --out FOLDER [key=value ...]
+                             run on the nodes of a SuperLink and wait for the end; exit code 1 if the run fails
   list [GROUP]               what can be chosen: methods, strategies, data, partitions, encoders, engines, studies
   doctor                     what this machine can do
 
@@ -74,6 +77,14 @@ def dispatch(arguments: Sequence[str]) -> int:
         from simulations import fits
 
         return fits.main(rest)
+    if command == "keys":
+        from simulations import deployment
+
+        return deployment.keys(rest)
+    if command == "submit":
+        from simulations import deployment
+
+        return deployment.submit(rest)
     if command == "list":
         from simulations import inspect_install
 
@@ -84,7 +95,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         return inspect_install.doctor(rest)
     print(
         f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, export, payload, fits, "
-        "list or doctor",
+        "keys, submit, list or doctor",
         file=sys.stderr,
     )
     return 2

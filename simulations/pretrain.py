@@ -100,9 +100,10 @@ def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
         raised = dict.fromkeys(f"{alarm['name']} ({alarm['part']})" for alarm in summary["alarms"])
         print(f"alarms: {', '.join(raised)}")
     megabytes = (summary["bytes_up"] + summary["bytes_down"]) / 1e6
+    rank = summary.get("effective_rank")  # a server that holds no data measures nothing
     print(
-        f"{summary['rounds']} rounds in {duration(summary['seconds'])}, {megabytes:.0f} MB exchanged, "
-        f"effective rank {summary['effective_rank']:.1f}"
+        f"{summary['rounds']} rounds in {duration(summary['seconds'])}, {megabytes:.0f} MB exchanged"
+        + ("" if rank is None else f", effective rank {rank:.1f}")
     )
     claim = rundir.read("privacy.json")
     for each in (claim, claim.get("record")):

@@ -15,6 +15,7 @@ from fedssl.edge import sealed
 from fedssl.errors import ConfigError, FedsslError, ResumeError
 from fedssl.flower import state_files
 from fedssl.flower.codec import ClientState
+from fedssl.flower.deploy import memory
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 SECRET = "the ledger of a client"
@@ -116,11 +117,14 @@ def test_a_node_keeps_its_state_under_its_key(tmp_path: Path) -> None:
 
     node = context(**{"state-key": str(path)})
     STATE.save(node)
-    state_files.keep(config, node, 7, 4)
+    memory.keep(config, node, 7)
     (file,) = (tmp_path / "states").iterdir()
     assert SECRET.encode() not in file.read_bytes()
     again = context(**{"state-key": str(path)})
-    state_files.restore(config, again, 7, 5)
+    memory.restore(config, again, 7, 5)
     assert_equal(ClientState.load(again), STATE)
     with pytest.raises(FedsslError, match="no state-key"):
-        state_files.restore(config, context(), 7, 5)
+        memory.restore(config, context(), 7, 5)
+    path.chmod(0o644)
+    with pytest.raises(FedsslError, match="the state-key FILE has mode 0644"):
+        memory.restore(config, again, 7, 5)

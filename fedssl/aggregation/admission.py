@@ -33,7 +33,7 @@ def reads_mean(strategy: object) -> bool:
 
 
 def refuse(
-    strategy: object, summaries: Collection[str], compression: Compression, quorum: int, privacy: object, secret: bool
+    strategy: object, summaries: Collection[str], compression: Compression, quorum: float, privacy: object, secret: bool
 ) -> None:
     """Refuse what reads single updates, changes them after they are bounded, or tells what they hide.
 
@@ -41,7 +41,7 @@ def refuse(
         strategy: the one that would merge.
         summaries: parts of the method in which each client summarises its data.
         compression: how updates are coded.
-        quorum: updates that a round needs.
+        quorum: updates that a round needs, or their share of those that are asked.
         privacy: of examples.
         secret: whether cohorts do not follow from the run's seed.
 
@@ -65,7 +65,7 @@ def refuse(
             f"compression.keep={compression.keep} and values={compression.values} would change an update after the "
             "aggregation has bounded it: use compression=none; compression.down=float16 is allowed"
         )
-    if quorum > 1:
+    if quorum != 1:
         raise ConfigError(
             f"federation.quorum={quorum} would tell how many clients took part, which the aggregation hides: use "
             "federation.quorum=1"

@@ -13,6 +13,7 @@ from fedssl.model import to_arrays
 from fedssl.partition import Virtual
 from fedssl.parts import Arrays, Share, part_of
 from fedssl.setup import build_model, shares_of, untrained
+from fedssl.sites import Sites
 
 
 def holders(job: Job) -> None:
@@ -26,6 +27,24 @@ def holders(job: Job) -> None:
             "partition=virtual gives one example to several clients, and each would count its epsilon as if it were "
             "the only one: use a partition of disjoint parts, or aggregation=client_dp for the unit client"
         )
+
+
+def sites(job: Job, data: Any) -> None:
+    """Refuse to measure where clients' data is nowhere but on their nodes.
+
+    Raises:
+        ConfigError: a baseline would need their examples, or the server has none of its own to measure with.
+    """
+    if not isinstance(job.partition, Sites):
+        return
+    if job.baselines:
+        raise ConfigError("baselines=true trains on the union of the clients' data, which nobody has: use false")
+    if job.evaluate.every and not len(data.test):
+        raise ConfigError(
+            f"evaluate.every={job.evaluate.every} measures on the server, which has no data set: use evaluate.every=0, "
+            "or give it one of its own with data.path or data.root"
+        )
+    job.partition.check(data, "the server's")
 
 
 def senders(job: Job, data: Any, strategy: Any, shares: Mapping[str, Share]) -> None:

@@ -20,17 +20,17 @@ from fedssl import payload, seeds, tree
 from fedssl.aggregation.base import Sender
 from fedssl.client import Pull, fit
 from fedssl.edge.limits import Limits
-from fedssl.flower import codec, state_files
+from fedssl.flower import codec
 from fedssl.flower.aggregation import clients
-from fedssl.flower.codec import ClientState, Memo, remember_step, step_seconds
+from fedssl.flower.codec import KEEPS, ClientState, Memo, remember_step, step_seconds
+from fedssl.flower.deploy import memory, site
 from fedssl.flower.rule import Own, PartRule
 from fedssl.job import Job, parse
 from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
 from fedssl.parts import Arrays, Layout, Share, part_of
 from fedssl.privacy.record_dp import Planned
 from fedssl.privacy.spending import agree, pay, pay_turn
-from fedssl.setup import build_model, data_of, device_of, public_of, shares_of, untrained
-from fedssl.shards import shard_of
+from fedssl.setup import build_model, device_of, public_of, shares_of, untrained
 
 app = ClientApp()
 _LOG = logging.getLogger("fedssl")
@@ -51,11 +51,11 @@ class _Worker(threading.local):
 _worker = _Worker()
 
 
-def _prepare(job: Job, client: int, examples: int, device: torch.device) -> _Worker:
+def _prepare(job: Job, client: int, shape: tuple[Any, ...], examples: int, device: torch.device) -> _Worker:
     sized = any(part.sized for part in job.method.parts)
     text = f"{device}:{job.encoder_name(client)}:{examples if sized else 0}:{job.text}"
     if _worker.text != text:
-        model = build_model(job, data_of(job, device).train.shape, examples, client)
+        model = build_model(job, shape, examples, client)
         _worker.shares = shares_of(job, model)
         _worker.layout = layout_of(model, job.method.parts)
         _worker.initial = to_arrays(model)
@@ -118,7 +118,7 @@ def train(message: Message, context: Context) -> Message:
     begun = int(config.get("begun", at))  # type: ignore[arg-type]
     made, work = int(config.get("made", begun - 1)), float(config.get("work", 1.0))  # type: ignore[arg-type]
     attempt = int(config.get("attempt", 1))  # type: ignore[arg-type]  # how often this round has been begun
-    client = int(context.node_config["partition-id"])
+    client = site.client_of(context.node_config)
     limits = Limits.of(context.node_config)
     allowance = limits.allowance()
     if declined := limits.declined():
@@ -127,9 +127,9 @@ def train(message: Message, context: Context) -> Message:
     device = device_of(job)
     # Not only at start: the number of threads is a property of each thread, and Flower brings its own.
     torch.set_num_threads(job.threads)
-    shard = shard_of(job, client, device)
-    worker = _prepare(job, client, len(shard), device)
-    state_files.restore(config, context, client, at)
+    data, shard = site.holds(job, client, context.node_config, device)
+    worker = _prepare(job, client, data.train.shape, len(shard), device)
+    memory.restore(config, context, client, at)
     state = ClientState.load(context)
 
     told = {key: value for key, value in worker.initial.items() if worker.shares[key].comes}
@@ -194,19 +194,19 @@ def train(message: Message, context: Context) -> Message:
     metrics = {**result.movement, **metrics, "drift": drift}  # functions of the weights: as private as they are
     if not gradient.private:
         metrics = {**result.measures, **metrics, "loss": result.loss, "feature_std": result.feature_std}
-    lacking = untrained(data_of(job, device), client, trained)
+    lacking = untrained(data, client, trained)
     sent = {key: value for key, value in trained.items() if key not in lacking}
-    known = payload.uploads(job, data_of(job, device).train.shape)
+    known = payload.uploads(job, data.train.shape)
     payload.check_reply(known, sent, metrics, [*result.measures, *result.movement])
     if not job.aggregation.each:
         ClientState(to_arrays(worker.model, local), mine, memo, at, ledger=paid.ledger.text(), own=own).save(context)
-        state_files.keep(config, context, client, at)
+        memory.keep(config, context, client)
         content = clients.reply(job, config, sender, sent, asked, context, paid.public)
         return Message(content, reply_to=message)
     rounding = seeds.stream(job.seed, "client", client, "round", at, "compression")
     packed, residual = job.compression.pack(sent, now, state.residual, worker.layout.parameters, rounding)
     ClientState(to_arrays(worker.model, local), mine, memo, at, residual, paid.ledger.text()).save(context)
-    state_files.keep(config, context, client, at)
+    memory.keep(config, context, client)
     return Message(codec.reply(packed, metrics), reply_to=message)
 
 
@@ -221,5 +221,7 @@ def answer(message: Message, context: Context) -> Message:
 @app.query()
 def who(message: Message, context: Context) -> Message:
     """Say which partition this node serves, so that cohorts can be drawn by client and not by node id."""
-    partition = int(context.node_config["partition-id"])
-    return Message(RecordDict({codec.METRICS: MetricRecord({"partition-id": partition})}), reply_to=message)
+    site.same_version(context.run_config)
+    partition = site.client_of(context.node_config)
+    said = MetricRecord({"partition-id": partition, KEEPS: int("state-dir" in context.node_config)})
+    return Message(RecordDict({codec.METRICS: said}), reply_to=message)

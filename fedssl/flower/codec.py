@@ -15,6 +15,7 @@ from fedssl.parts import Arrays
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 WEIGHT = "num-examples"  # the key by which Flower's strategies weigh a reply
+KEEPS = "keeps-state"  # in a node's word on itself: whether what its client keeps outlives the node's process
 Memo = dict[str, float]  # what a strategy's `receive` remembers on a client
 
 

@@ -27,6 +27,7 @@ from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 from fedssl.setup import device_of
 from fedssl.shards import parts_of
+from fedssl.sites import Sites
 
 
 class Engine(Protocol):
@@ -50,11 +51,14 @@ class InProcess:
             what it found to `cohort.json` in the run's directory, and keeps to it.
         state_limit_mib: memory for what clients keep between rounds (teachers, queues, residuals, ledgers); what has
             not been used for longest is on disk above it. null: no limit. The result does not depend on it.
+        sites: the data of each client (partition=sites), in their order: a rehearsal of what nodes with these in their
+            `data-dir` compute.
     """
 
     workers: int = 0
     cohort: int | str = 1
     state_limit_mib: int | None = 2048
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -78,10 +82,19 @@ class InProcess:
         choice, examples = _cohorts(self.cohort, job, rundir, reporter)
         about = (client_app, job.federation.clients, workers, strict, choice, examples)
         limit = None if self.state_limit_mib is None else self.state_limit_mib << 20
-        with _quiet_flower(), InProcessGrid(*about, limit, rundir.clients.with_name("states")) as grid:
+        where = (limit, rundir.clients.with_name("states"), self._sites(job))
+        with _quiet_flower(), InProcessGrid(*about, *where) as grid:
             summary = federate(grid, job, rundir, reporter)
             grid.states.clear()
             return summary
+
+    def _sites(self, job: Job) -> tuple[str, ...]:
+        if len(self.sites) != (job.federation.clients if isinstance(job.partition, Sites) else 0):
+            raise ConfigError(
+                f"engine.sites names {len(self.sites)} places of data for {job.federation.clients} clients with "
+                f"partition={type(job.partition).__name__.lower()}: with partition=sites name one for each, else none"
+            )
+        return self.sites
 
 
 def _cohorts(

@@ -103,6 +103,7 @@ class InProcessGrid(Grid):
         limit: bytes of the states of idle clients in memory; None keeps all there.
         folder: for those that do not fit.
         examples: how many examples a node's client has; clients with as many as others train with them.
+        sites: the `data-dir` of each node, where nodes have data of their own.
     """
 
     def __init__(
@@ -115,9 +116,11 @@ class InProcessGrid(Grid):
         examples: Callable[[int], int] | None = None,
         limit: int | None = None,
         folder: Path | None = None,
+        sites: Sequence[str] = (),
     ) -> None:
         self._app, self._nodes, self._workers, self._fail_fast = client_app, nodes, workers, fail_fast
         self._choice, self._examples = choice or Choice(1, nodes), examples
+        self._sites = sites
         self.states = States(self._make, limit, folder)
         self._messages: dict[str, Message] = {}
         self._sent = 0
@@ -158,7 +161,9 @@ class InProcessGrid(Grid):
         return self.states.get(node)
 
     def _make(self, node: int) -> Context:
-        config = {"partition-id": node - 1, "num-partitions": self._nodes}
+        config: dict[str, int | str] = {"partition-id": node - 1, "num-partitions": self._nodes}
+        if self._sites:
+            config["data-dir"] = self._sites[node - 1]
         return Context(
             run_id=1,
             node_id=node,

@@ -6,17 +6,18 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedssl import tree
 from fedssl.errors import ProtocolError
 from fedssl.flower import codec
-from fedssl.flower.in_process import InProcessGrid
+from fedssl.flower.run.admission import admit, named, numbers, read
 from fedssl.parts import Arrays
+
+_SKEW_S = 330.0  # how far Flower lets the clocks of nodes differ, and some more
 
 
 class CohortGrid(Grid):
@@ -80,69 +81,32 @@ def instruct(messages: Iterable[Message], pack: Callable[[Arrays], Arrays]) -> i
 def exchange(grid: Grid, messages: Iterable[Message], timeout_s: float) -> Iterator[Message]:
     """Send messages and yield the replies as they arrive; those that miss the deadline are not yielded.
 
-    Unlike `Grid.send_and_receive`, which returns when all are there, this lets the caller free each reply.
+    Unlike `Grid.send_and_receive`, which returns when all are there, this lets the caller free each reply. A reply
+    counts once, for the instruction that it answers, and in the name of the node that was asked: a SuperLink answers
+    for a node that is gone. Instructions expire soon after the deadline, so that a slow node never works off old ones.
     """
     deadline, pause = time.monotonic() + timeout_s, 0.01
-    waiting = set(grid.push_messages(messages))
+    messages = list(messages)
+    for message in messages:
+        message.metadata.ttl = timeout_s + _SKEW_S
+    asked = {
+        key: message.metadata.dst_node_id for key, message in zip(grid.push_messages(messages), messages, strict=False)
+    }
+    del messages
+    waiting = {key for key in asked if key}  # a SuperLink that does not take a message gives it no number
     while waiting and time.monotonic() < deadline:
         before = len(waiting)
         # In the order of sending, so that a grid of this process starts the clients in that order.
         for reply in grid.pull_messages(sorted(waiting, key=lambda key: (len(key), key))):
-            waiting.discard(reply.metadata.reply_to_message_id)
+            key = reply.metadata.reply_to_message_id
+            if key not in waiting:
+                continue
+            waiting.discard(key)
+            reply.metadata.__dict__["_src_node_id"] = asked[key]
             yield reply
         pause = 0.01 if len(waiting) < before else min(0.5, pause * 1.5)
         if waiting:
             time.sleep(pause)
-
-
-@dataclass(frozen=True)
-class _InOrder(Mapping[int, int]):
-    """Node k serves partition k - 1; holds no table."""
-
-    clients: int
-
-    def __getitem__(self, client: int) -> int:
-        if not 0 <= client < self.clients:
-            raise KeyError(client)
-        return client + 1
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.clients))
-
-    def __len__(self) -> int:
-        return self.clients
-
-
-def roster(grid: Grid, clients: int, timeout_s: float) -> Mapping[int, int]:
-    """Which node serves which partition: {partition: node id}.
-
-    Node ids are random outside this process, so the nodes are asked.
-
-    Raises:
-        ProtocolError: not all partitions 0 .. clients - 1 have a node in time.
-    """
-    if isinstance(grid, InProcessGrid):
-        return _InOrder(clients)
-    found: dict[int, int] = {}
-    asked: set[int] = set()
-    deadline, pause = time.monotonic() + min(timeout_s, 120.0), 0.05
-    while time.monotonic() < deadline:
-        new = [node for node in grid.get_node_ids() if node not in asked]
-        asked.update(new)
-        for reply in exchange(grid, [Message(RecordDict(), n, MessageType.QUERY) for n in new], timeout_s):
-            if reply.has_content():
-                partition = cast(int, reply.content.metric_records[codec.METRICS]["partition-id"])
-                found[int(partition)] = reply.metadata.src_node_id
-        if all(partition in found for partition in range(clients)):
-            return {partition: found[partition] for partition in range(clients)}
-        if not new:
-            time.sleep(pause)
-            pause = min(1.0, pause * 1.5)
-    missing = [p for p in range(clients) if p not in found]
-    raise ProtocolError(
-        f"{len(missing)} of {clients} clients have no node (the first is partition {missing[0]}): start more nodes "
-        "(--federation-config 'num-supernodes=...') or lower federation.clients"
-    )
 
 
 @dataclass
@@ -150,7 +114,7 @@ class Tally:
     """What came back in a round: rows for the logs, failures, and the clients' encoders where they are measured."""
 
     expected: list[int]
-    tolerate: int
+    tolerate: int | None  # None: any number
     now: Arrays
     partition_of: Mapping[int, int]  # node id -> partition
     keep: Callable[[int, Arrays], None]  # called with every client's arrays, before they are freed
@@ -159,81 +123,87 @@ class Tally:
     unpack: Callable[[Arrays, Arrays, str], Arrays] = lambda wire, asked, who: wire  # a client's arrays from the wire's
     began: Mapping[int, Arrays] = field(default_factory=dict)  # the models of those that began with another than `now`
     each: bool = True  # whether every update is an ordinary one; else replies are passed on unread, and say who came
+    max_change: float | None = None  # L2 norm of what an update may differ
     bytes_down: int = 0
     rows: list[dict[str, float | int]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)  # those whose client is known
     updates: int = 0  # passed on
 
     def watch(self, replies: Iterable[Message]) -> Iterator[Message]:
         """Pass good updates on and count the others; a client that had no time for a step has a row and no update.
 
         Raises:
-            ProtocolError: an update that does not fit the model, or more failures than are tolerated.
+            ProtocolError: more failures than are tolerated; an update that does not fit the model is one.
         """
-        failed: set[int] = set()
         for reply in replies:
-            if reply.has_error():
-                self.failures.append(reason(reply.error.reason))
-                failed.add(self.partition_of.get(reply.metadata.src_node_id, -1))
-                self._judge()
-                continue
             client = self.partition_of.get(reply.metadata.src_node_id, -1)
-            if not self.each:
-                sent = codec.decode(reply.content.array_records[codec.ARRAYS])
-                found = reply.content.metric_records[codec.METRICS].items()
-                said = {key: cast(float, value) for key, value in found if key != "partition-id"}
-                self.rows.append({"client": client, **said, "bytes_up": tree.size_bytes(sent)})
-                self.updates += 1
-                yield reply
+            try:
+                if reply.has_error():
+                    raise ProtocolError(reason(reply.error.reason))
+                passed = self._read(reply, client)
+            except ProtocolError as error:
+                self.refuse(client, str(error))
                 continue
-            records = reply.content.metric_records
-            if codec.ARRAYS not in reply.content.array_records or codec.WEIGHT not in records.get(codec.METRICS, {}):
-                raise ProtocolError(
-                    f"client {client} replied without {codec.ARRAYS!r} or {codec.WEIGHT!r}: "
-                    "it does not run this ClientApp"
-                )
-            wire = codec.decode(reply.content.array_records[codec.ARRAYS])
-            metrics = dict(reply.content.metric_records[codec.METRICS])
-            trained = metrics.get("steps") != 0
-            if trained:
-                asked = self._asked(client)
-                arrays = self.unpack(wire, asked, f"client {client}")
-                tree.check_same(arrays, asked, f"client {client}")
-                if arrays is not wire:  # no strategy sees compressed arrays
-                    reply.content[codec.ARRAYS] = codec.encode(arrays)
-                self.keep(client, arrays)
-            self.rows.append(
-                {
-                    "client": client,
-                    "examples": int(cast(int, metrics[codec.WEIGHT])),
-                    **{k: cast(float, v) for k, v in metrics.items() if k not in (codec.WEIGHT, "partition-id")},
-                    "bytes_up": tree.size_bytes(wire),
-                }
-            )
-            if trained:
+            if passed:
                 self.updates += 1
                 yield reply
-        missing = sorted(set(self.expected) - {int(row["client"]) for row in self.rows} - failed)
-        unnamed = len(self.failures) - len(failed - {-1})
-        self.failures += [f"client {p} did not reply in time" for p in missing[unnamed:]]
+        missing = sorted(set(self.expected) - {int(row["client"]) for row in self.rows} - self.failed.keys())
+        unnamed = len(self.failures) - len(self.failed)
+        for client in missing[unnamed:]:
+            self._note(client, f"client {client} did not reply in time")
         self._judge()
         self.rows.sort(key=lambda row: row["client"])
 
-    def lose(self, failures: Iterable[str]) -> None:
+    def refuse(self, client: int, sentence: str) -> None:
+        """Count a client as failed; what it has sent, if anything, is not used.
+
+        Raises:
+            ProtocolError: these are more failures than are tolerated.
+        """
+        if any(row["client"] == client for row in self.rows):  # it was passed on, and found wanting there
+            self.rows = [row for row in self.rows if row["client"] != client]
+            self.updates -= 1
+        self._note(client, named(sentence, client))
+        self._judge()
+
+    def lose(self, failures: Mapping[int, str]) -> None:
         """Count clients that failed before they were to train.
 
         Raises:
             ProtocolError: they are more than are tolerated.
         """
-        self.failures += failures
+        for client, sentence in failures.items():
+            self._note(client, sentence)
         self._judge()
+
+    def _read(self, reply: Message, client: int) -> bool:
+        """Make the row of a reply, and put its arrays into it as strategies read them; whether there are any."""
+        if not self.each:
+            said = numbers(reply, client)
+            sent = read(reply, client, tree.size_bytes(self.now))
+            del said["partition-id"]
+            self.rows.append({"client": client, **said, "bytes_up": tree.size_bytes(sent)})
+            return True
+        found = admit(reply, client, self._asked(client), self.unpack, self.max_change)
+        if found.arrays is not None:
+            if found.packed:  # no strategy sees compressed arrays
+                reply.content[codec.ARRAYS] = codec.encode(found.arrays)
+            self.keep(client, found.arrays)
+        self.rows.append(found.row)
+        return found.arrays is not None
 
     def _asked(self, client: int) -> Arrays:
         lacking = self.lacking(client)
         return {key: value for key, value in self.began.get(client, self.now).items() if key not in lacking}
 
+    def _note(self, client: int, sentence: str) -> None:
+        self.failures.append(sentence)
+        if client >= 0:
+            self.failed[client] = sentence
+
     def _judge(self) -> None:
-        if len(self.failures) > self.tolerate:
+        if self.tolerate is not None and len(self.failures) > self.tolerate:
             more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
             raise ProtocolError(
                 f"{self.failures[0]}{more}; federation.tolerate={self.tolerate} ends the run here, "

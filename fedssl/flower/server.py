@@ -14,14 +14,16 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedssl import partition, payload, tree
-from fedssl.aggregation.base import Memory, OwnAccount
+from fedssl.aggregation.base import Memory
 from fedssl.aggregation.plain import Plain
-from fedssl.errors import ConfigError, ResumeError
+from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
 from fedssl.flower import checks, codec, state_files, strategy_state, turns
 from fedssl.flower.aggregation.server import Server
+from fedssl.flower.deploy import reminders
+from fedssl.flower.deploy.roster import Roster, present, roster
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import CohortGrid, Tally, exchange, instruct, roster
+from fedssl.flower.rounds import CohortGrid, Tally, exchange, instruct
 from fedssl.flower.rule import PartRule, Trainer
 from fedssl.flower.run.claims import claims, so_far
 from fedssl.flower.run.finish import finish
@@ -101,6 +103,7 @@ def _open(
     """What the rounds share, the checkpoint to start from, and all initial arrays."""
     device = device_of(job)
     data = data_of(job, device)
+    checks.sites(job, data)
     parts = parts_of(job, device)
     model = initial_model(job, data.train.shape)
     shares = shares_of(job, model)
@@ -110,12 +113,14 @@ def _open(
     point = rundir.latest()
     if point is None:
         rundir.write("manifest.json", manifest(job, data, parts, device))
-        table = split_table(parts, data.train.targets, data.classes)
-        rundir.write("split.json", table | described(job, data, parts))
-        if not isinstance(parts, partition.Drawn):  # a rule needs no file
-            partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
+        if not isinstance(parts, partition.Elsewhere):
+            table = split_table(parts, data.train.targets, data.classes)
+            rundir.write("split.json", table | described(job, data, parts))
+            if not isinstance(parts, partition.Drawn):  # a rule needs no file
+                partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
         rundir.write("payload.json", payload.manifest(job, data, parts))
-    nodes = roster(grid, job.federation.clients, job.federation.timeout_s)
+    clients = job.federation.clients
+    nodes = roster(grid, clients, job.federation.timeout_s, job.federation.enough(clients))
     evaluator = Evaluator(job, data, device)
     parameters = layout_of(model, job.method.parts).parameters
     monitor = Monitor(evaluator, parts, job.tree["method"], rundir.rows("collapse.jsonl"))
@@ -136,9 +141,12 @@ def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -
     job = run.job
     measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
     attendance, asynchronous = run.aggregation.attendance(at), job.participation.max_staleness > 0
-    if len(attendance.turns) < job.federation.quorum:
+    needed = job.federation.needed(len(attendance.turns))
+    if len(attendance.turns) < needed:
         attendance = Attendance(())  # nobody is asked
     turn_of = {turn.client: turn for turn in attendance.arriving}
+    absent = _absent(run, turn_of)
+    turn_of = {client: turn for client, turn in turn_of.items() if client not in absent}
     shown = list(turn_of)[: job.evaluate.clients if run.aggregation.each else 0]
     watch = run.monitor.watch(at, initial, now | _student(strategy), shown) if measured else None
 
@@ -155,9 +163,12 @@ def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -
     unpack = partial(job.compression.unpack, parameters=run.parameters)
     began = {turn.client: run.history.models[turn.start] for turn in turn_of.values()}
     counted = (list(turn_of), job.federation.tolerate, now, partition_of)
-    tally = Tally(*counted, keep, moved, lacking, unpack, began, run.aggregation.each)
-    merged = _merge(run, strategy, at, now, tally, turn_of)
+    tally = Tally(*counted, keep, moved, lacking, unpack, began, run.aggregation.each, job.federation.max_change)
+    tally.lose(absent)
+    merged = _merge(run, strategy, at, now, tally, turn_of if len(turn_of) >= needed or not absent else {})
     row: dict[str, Any] = {"round": at, "clients": tally.updates, "failures": len(tally.failures)}
+    for sentence in tally.failures:
+        run.reporter.say(f"round {at}: {sentence}")
     if merged is None:
         job.federation.skip(at, tally.updates, run.aggregation.skipped)
         row["skipped"], merged = True, now
@@ -184,7 +195,9 @@ def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -
     run.history.add(at, merged, job.participation.max_staleness)
     if asynchronous:
         tally.rows = [{**r, "staleness": turn_of[int(r["client"])].staleness(at)} for r in tally.rows]
-    run.rundir.log(row, [{"round": at, **r} for r in tally.rows], parts)
+    failures = [{"round": at, "client": client, "why": why} for client, why in sorted(tally.failed.items())]
+    run.rundir.log(row, [{"round": at, **r} for r in tally.rows], parts, failures)
+    run.last.update({int(r["client"]): at for r in tally.rows if r.get("steps", 1)})
     if at % job.checkpoint_every == 0 or at == job.federation.rounds:
         _checkpoint(run, strategy, at, merged, [int(r["client"]) for r in tally.rows])
     run.reporter.round(at, row)
@@ -205,17 +218,17 @@ def _merge(
     if job.private:
         lost = run.rundir.lost()
         config.update({"attempt": attempt, "lost-rounds": [r for r, _ in lost], "lost-attempts": [a for _, a in lost]})
-    if run.state_dir is not None:
-        config["state-dir"] = str(run.state_dir)
-        config["checkpoint"] = (at - 1) // job.checkpoint_every * job.checkpoint_every
+    config.update(reminders.told(run, at))
     by_node = {run.nodes[client]: turn for client, turn in turn_of.items()}
     order = {node: i for i, node in enumerate(by_node)}
     messages = list(strategy.configure_train(at, codec.encode(now), config, CohortGrid(run.grid, list(order))))
     messages.sort(key=lambda message: order[message.metadata.dst_node_id])
     for message in messages:
-        turns.instruct(message, by_node[message.metadata.dst_node_id], at, run.history)
+        turn = by_node[message.metadata.dst_node_id]
+        turns.instruct(message, turn, at, run.history)
+        reminders.remind(run, message, turn.client)
     if not run.aggregation.open({key: now[key] for key in now if key in run.merged}, at, attempt, turn_of):
-        tally.lose(why for client, why in sorted(run.aggregation.silent.items()) if client in turn_of)
+        tally.lose({client: why for client, why in sorted(run.aggregation.silent.items()) if client in turn_of})
         return None
     run.aggregation.instruct(messages, tally.partition_of)
     tally.bytes_down = instruct(messages, partial(job.compression.pack_down, parameters=run.parameters))
@@ -224,12 +237,13 @@ def _merge(
         replies, by_node, at, run.history, job.participation.scale, job.method.summaries, tally.moved
     )
     if not run.aggregation.each:
-        replies = run.aggregation.one(replies, tally.partition_of)
+        replies = run.aggregation.one(replies, tally.partition_of, tally.refuse)
     elif not isinstance(strategy, PartRule):
         # Flower's strategies add up in the order given; by partition it is the same on every engine.
         replies = iter(sorted(replies, key=lambda message: order[message.metadata.src_node_id]))
-    first = list(islice(replies, run.aggregation.quorum))  # before the strategy, whose state merging may change
-    if len(first) < run.aggregation.quorum:
+    needed = job.federation.needed(len(turn_of)) if run.aggregation.each else 1
+    first = list(islice(replies, needed))  # before the strategy, whose state merging may change
+    if len(first) < needed:
         return None
     record, _ = strategy.aggregate_train(at, chain(first, replies))
     if record is None:
@@ -240,6 +254,15 @@ def _merge(
     merged = tree.like(codec.decode(record), now)
     tree.check_same(merged, now, "the strategy's merge")
     return merged
+
+
+def _absent(run: Running, turn_of: Mapping[int, Turn]) -> dict[int, str]:
+    """The clients of these turns that have no node now, and why; too few are waited for as long as for replies."""
+    if not (turn_of and isinstance(run.nodes, Roster)):
+        return {}
+    federation = run.job.federation
+    there = present(run.nodes, turn_of, federation.enough(len(turn_of)), federation.timeout_s)
+    return {client: run.nodes.why(client) for client in turn_of if client not in there}
 
 
 def _unsent(run: Running, client: int, now: Arrays) -> frozenset[str]:
@@ -270,13 +293,7 @@ def _restore_clients(run: Running, done: int) -> None:
     if isinstance(run.grid, InProcessGrid):
         state_files.give(run.grid, run.nodes, run.rundir.clients, done)
         return
-    own = isinstance(run.job.aggregation, OwnAccount)
-    if (
-        done
-        and run.state_dir is None
-        and (Share.local in run.shares.values() or run.job.compression.remembers or run.job.privacy.private or own)
-    ):
-        raise ResumeError(
-            "this run keeps state on its clients, and this Flower runtime has forgotten them: "
-            "resume it with `fedssl resume`, or start it anew"
-        )
+    rows = run.rundir.rows("clients.jsonl")
+    run.last.update({int(row["client"]): int(row["round"]) for row in rows if row.get("steps", 1)})
+    if done and run.state_dir is None:
+        reminders.check(run)

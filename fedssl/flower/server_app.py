@@ -1,4 +1,4 @@
-"""The Flower ServerApp: `flwr run . --run-config 'overrides="method=byol"'` enters here."""
+"""The Flower ServerApp: `fedssl submit NAME method=byol` and `flwr run .` enter here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedssl import config
+from fedssl.flower.deploy import site
 from fedssl.flower.server import federate
 from fedssl.progress import Reporter
 from fedssl.report import finish_report
@@ -18,8 +19,11 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Compose the job from the run's overrides and run it; nodes of any Flower runtime take part."""
+    """Compose the job from the run's overrides and run it, or what is left of it; any runtime's nodes take part."""
+    site.same_version(context.run_config)
     plan = config.compose(shlex.split(str(context.run_config["overrides"])))
     rundir = plan.at(Path(str(context.run_config["out"])) / plan.path.name).open()
-    federate(grid, plan.job, rundir, Reporter())
-    finish_report(rundir)
+    if not rundir.done:
+        federate(grid, plan.job, rundir, Reporter())
+    if not (rundir.path / "report.html").exists():
+        finish_report(rundir)

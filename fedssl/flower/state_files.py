@@ -1,7 +1,7 @@
 """Client state on disk: one safetensors file for each client and round, written atomically.
 
-Used by the in-process engine's checkpoints, and by clients themselves where the instruction names a `state-dir`
-(Flower's own simulation keeps a Context only as long as its process lives).
+Used by the in-process engine's checkpoints, and by clients themselves where their node has a `state-dir`
+(`fedssl.flower.deploy.memory`): Flower keeps a Context only as long as a process lives.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from flwr.app import ConfigRecord, Context
 
 from fedssl.edge import sealed
 from fedssl.errors import ResumeError
@@ -93,12 +91,6 @@ def _contents(path: Path, key: bytes | None) -> tuple[Arrays, dict[str, str]]:
     return arrays_of(sealed.unseal(content, key, path))
 
 
-def _key(context: Context) -> bytes | None:
-    """The key in the file that a node's owner names."""
-    name = context.node_config.get("state-key")
-    return None if name is None else sealed.key_in(Path(str(name)))
-
-
 def prune(folder: Path, clients: Collection[int], at_most: int) -> None:
     """Delete the files of clients that newer ones, not above `at_most`, replace; reads the folder once."""
     files: dict[str, list[Path]] = {f"{client:06d}": [] for client in clients}
@@ -109,23 +101,6 @@ def prune(folder: Path, clients: Collection[int], at_most: int) -> None:
         for path in paths:
             if path.name < kept:
                 path.unlink(missing_ok=True)
-
-
-def restore(config: ConfigRecord, context: Context, client: int, at: int) -> None:
-    """Before training in round `at`: take the state from the instruction's `state-dir`, if it names one."""
-    if "state-dir" in config:
-        path = newest(Path(str(config["state-dir"])), client, at - 1)
-        (read(path, _key(context)) if path else ClientState()).save(context)
-
-
-def keep(config: ConfigRecord, context: Context, client: int, at: int) -> None:
-    """After training: write the state to the instruction's `state-dir`, if it names one."""
-    if "state-dir" in config:
-        state = ClientState.load(context)
-        if not state.empty:
-            folder = Path(str(config["state-dir"]))
-            write(folder, client, state, _key(context))
-            prune(folder, [client], int(config["checkpoint"]))  # type: ignore[arg-type]  # a ConfigRecord is loose
 
 
 def take(grid: InProcessGrid, nodes: Mapping[int, int], clients: Collection[int] | None, folder: Path) -> None:

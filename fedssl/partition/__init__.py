@@ -6,6 +6,7 @@ example; only those of `virtual` may overlap.
 
 from fedssl.partition.base import (
     Drawn,
+    Elsewhere,
     Indices,
     Labels,
     Partition,
@@ -33,6 +34,7 @@ __all__ = [
     "Appearance",
     "Dirichlet",
     "Drawn",
+    "Elsewhere",
     "FeatureShift",
     "Iid",
     "Indices",

@@ -107,6 +107,26 @@ class Drawn(_Rows):
         return self.rule(client)
 
 
+@dataclass(frozen=True, eq=False)
+class Elsewhere(_Rows):
+    """Clients whose examples are on their own nodes, so that nothing is known of them here."""
+
+    clients: int
+
+    def __len__(self) -> int:
+        return self.clients
+
+    def rows(self, client: int) -> Indices:
+        """None is here.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"the examples of client {client} are on its own node (partition=sites): choose a partition of common data"
+        )
+
+
 def parts_of(owner: Indices, clients: int) -> Parts:
     """Sorted indices per client from the (n,) owner of each example."""
     order = np.argsort(owner, kind="stable").astype(np.int64, copy=False)
@@ -114,7 +134,11 @@ def parts_of(owner: Indices, clients: int) -> Parts:
 
 
 def sizes_of(parts: Parts) -> NDArray[np.int64]:
-    """(clients,) how many examples each has."""
+    """(clients,) how many examples each has.
+
+    Raises:
+        ConfigError: that is known on their nodes only.
+    """
     if isinstance(parts, Dealt):
         return np.diff(parts.edges)
     return np.full(len(parts), parts.size) if isinstance(parts, Drawn) else np.array([len(p) for p in parts], np.int64)
@@ -126,6 +150,8 @@ def rows_of(parts: Parts) -> Indices:
     Raises:
         ConfigError: the parts overlap, so that an example has no owner.
     """
+    if isinstance(parts, Elsewhere):
+        parts[0]
     if isinstance(parts, Drawn):
         raise ConfigError("partition=virtual gives one example to several clients: use a partition of disjoint parts")
     return parts.order if isinstance(parts, Dealt) else np.concatenate(parts)

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from fedssl import tree
 from fedssl.aggregation import spending
 from fedssl.aggregation.base import Memory, Occasion, Private, Session, Told
-from fedssl.errors import TooFewError
+from fedssl.errors import ProtocolError, TooFewError
 from fedssl.flower import codec
 from fedssl.flower.aggregation.clients import untold
 from fedssl.flower.in_process import InProcessGrid
@@ -73,11 +73,6 @@ class Server:
     def each(self) -> bool:
         """Whether the strategy sees every update as it was trained."""
         return self.job.aggregation.each
-
-    @property
-    def quorum(self) -> int:
-        """How many replies the strategy waits for: those that a round needs, or their one mean."""
-        return self.job.federation.quorum if self.each else 1
 
     def replay(self, attempts: Iterable[int], done: int) -> None:
         """Pay for all rounds that have begun, also if the run was killed before its first checkpoint.
@@ -169,11 +164,14 @@ class Server:
                 shared[key] = RecordDict({**message.content, codec.CONFIG: config})
             message.content = shared.get(key, message.content)
 
-    def one(self, replies: Iterable[Message], client_of: Mapping[int, int]) -> Iterator[Message]:
+    def one(
+        self, replies: Iterable[Message], client_of: Mapping[int, int], refuse: Callable[[int, str], None]
+    ) -> Iterator[Message]:
         """Fold all replies into one: the round's start plus the mean of the changes, of weight 1.
 
         It comes even if nobody has sent anything, for noise alone is an outcome, too; but not if there are fewer than
-        a quorum of several, or the session finds the round too small.
+        a quorum of several, or the session finds the round too small. An update that is not what was asked for is told
+        to `refuse`, and counts as none.
         """
         session = self._session
         if session is None:
@@ -181,11 +179,15 @@ class Server:
             return
         count = 0
         for reply in replies:
-            count += 1
             client = client_of[reply.metadata.src_node_id]
-            session.add(client, codec.decode(reply.content.array_records[codec.ARRAYS]))
+            try:
+                session.add(client, codec.decode(reply.content.array_records[codec.ARRAYS]))
+            except ProtocolError as error:
+                refuse(client, str(error))
+                continue
+            count += 1
         self._session = None
-        if 1 < self.job.federation.quorum > count:
+        if 1 < self.job.federation.needed(len(client_of)) > count:
             return
         try:
             outcome = session.finish()

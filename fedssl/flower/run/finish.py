@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from fedssl.alarms import Alarm
 from fedssl.baselines import central
 from fedssl.client import FitResult
 from fedssl.export import save_encoder
@@ -20,10 +21,14 @@ def finish(run: Running, initial: Arrays, now: Arrays) -> dict[str, Any]:
     rows = rundir.rows()
     last = rows[-1]
     save_encoder(rundir.path, job, run.data.train.shape, arrays)
-    final, alarms = run.monitor.final(arrays, now, int(last["round"]))
     started = time.perf_counter()
     probes: dict[str, dict[str, float]] = {}
-    spectra = {"federated": evaluator.spectrum(arrays)}
+    spectra: dict[str, list[float]] = {}
+    final: dict[str, float] = {}
+    alarms: list[Alarm] = []
+    if len(run.data.test):  # else the data is on the nodes, and the server has none
+        final, alarms = run.monitor.final(arrays, now, int(last["round"]))
+        spectra["federated"] = evaluator.spectrum(arrays)
     if job.evaluate.final and evaluator.labelled:
         run.reporter.say("measuring the encoder: linear and few-label probes")
         probes["federated"] = evaluator.probe(arrays)

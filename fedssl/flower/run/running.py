@@ -40,6 +40,7 @@ class Running:
     aggregation: Server
     history: turns.History = field(default_factory=turns.History)  # of the merged model
     spent: dict[int, Release] = field(default_factory=dict)  # of each client's examples, if the run is private
+    last: dict[int, int] = field(default_factory=dict)  # the round in which a client's reply was counted last
 
     @property
     def merged(self) -> list[str]:

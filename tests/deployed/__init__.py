@@ -1,0 +1,1 @@
+"""A SuperLink in miniature, for faults that need no processes."""
