@@ -5,28 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from fedssl import seeds
-from fedssl.aggregation.admission import refuse
-from fedssl.aggregation.base import Aggregation, Answering, Planned
+from fedssl.aggregation.base import Aggregation, Planned
 from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local, check_memory
+from fedssl.combinations import refuse_combinations
 from fedssl.compression import Compression
 from fedssl.decorrelated import Decorrelated
 from fedssl.errors import ConfigError
 from fedssl.gradient import Privacy
-from fedssl.method import Augment, MultiCrop, SSLMethod
-from fedssl.modalities.pairs import SIDES
+from fedssl.method import Augment, SSLMethod
 from fedssl.participation.base import Attendance, Participation
-from fedssl.partition import Elsewhere, FeatureShift, Partition, Parts, Splittable, sizes_of
-from fedssl.parts import Part
+from fedssl.partition import Elsewhere, Partition, Parts, Splittable, sizes_of
+from fedssl.parts import Owner
 from fedssl.sections import Consent, Evaluate, Federation
-from fedssl.wrapper import Wrapper
 
 
 class Source(Protocol):
@@ -36,16 +34,6 @@ class Source(Protocol):
     def augment(self) -> Augment: ...
 
     def load(self) -> Any: ...
-
-
-@runtime_checkable
-class Owner(Protocol):
-    """A strategy that has a say in who owns which part, and may need summaries that only some methods make."""
-
-    @property
-    def needs(self) -> Collection[str]: ...
-
-    def shares(self, parts: Sequence[Part]) -> Mapping[str, str]: ...
 
 
 class Job:
@@ -233,99 +221,9 @@ class Job:
         _ = self.federation, self.participation, self.evaluate, self.consent, self.compression, self.aggregation
         _ = self.tree.get("public") is None or build(self.tree["public"], "public")
         self.strategy()
-        self._check_fit()
+        refuse_combinations(self)
         self.privacy.check(self.method)
         check_memory(self.local, self.privacy.private)
-
-    def _check_fit(self) -> None:
-        """Refuse combinations that make no sense, by name."""
-        method, encoder, data = (self._word(group) for group in ("method", "encoder", "data"))
-        modality = self.data.augment.modality
-        if self.encoder.modality != modality:
-            raise ConfigError(
-                f"{encoder} reads {self.encoder.modality} and {data} gives {modality}: choose another encoder; "
-                "`fedssl list encoders` shows what each reads"
-            )
-        for side in SIDES if modality == "pairs" else ():
-            tower, views = getattr(self.encoder, side), getattr(self.data.augment, side)
-            if tower.modality != views.modality:
-                raise ConfigError(
-                    f"encoder.{side} ({type(tower).__name__}) reads {tower.modality} and data.augment.{side} gives "
-                    f"{views.modality}: choose another tower with encoder@encoder.{side}=NAME"
-                )
-        if modality not in self.method.modalities:
-            raise ConfigError(
-                f"{method} makes no sense on {modality}: as configured it takes {', '.join(self.method.modalities)}; "
-                "choose another method or other options of it"
-            )
-        if isinstance(self.partition, FeatureShift) and modality not in ("images", "timeseries"):
-            raise ConfigError(
-                f"partition=feature_shift changes images and time series and {data} gives {modality}: choose another"
-            )
-        if self.method.local_views and not isinstance(self.data.augment, MultiCrop):
-            raise ConfigError(f"method.local_views crops, which {data} cannot: use method.local_views=0")
-        if self.method.reads_public and self.tree.get("public") is None:
-            raise ConfigError(f"{method} as configured reads public examples and there are none: add data@public=NAME")
-        if self.local.compiled and self.privacy.private:
-            raise ConfigError("gradients of single records are not compiled: use local.compiled=false, or privacy=none")
-        self._check_others(data, modality)
-        self._check_summaries(method, self._word("strategy"))
-        if not self.aggregation.each:
-            quorum = 1 if isinstance(self.aggregation, Answering) else self.federation.quorum  # who asks, counts
-            about = (quorum, self.privacy, self.aggregation.secret_cohorts)
-            refuse(self.strategy(), self.method.summaries, self.compression, *about)
-        self.aggregation.admit(self.planned)
-
-    def _maker(self, summary: str) -> str:
-        """The word for the method that makes a summary: the chosen one, or one that it wraps."""
-        maker = self.method
-        while isinstance(maker, Wrapper) and summary in maker.base.summaries:
-            maker = maker.base
-        return type(maker).__name__.lower()
-
-    def _check_summaries(self, method: str, strategy: str) -> None:
-        """Refuse a strategy that cannot merge what the method summarises, or that needs what it does not."""
-        rule, made = self.strategy(), self.method.summaries
-        needs = rule.needs if isinstance(rule, Owner) else ()
-        lacking = [name for name in needs if name not in made]
-        if lacking:
-            raise ConfigError(
-                f"the strategy {strategy} needs {lacking[0]!r}, which clients of the method {method} do not send: "
-                f"use method={strategy.lower()}, or another strategy"
-            )
-        for part in self.method.parts:
-            if part.name not in made:
-                continue
-            if part.name not in needs:
-                raise ConfigError(
-                    f"{strategy} would average {part.name!r}, in which each client of the method {method} summarises "
-                    f"its data, as if it were weights: use strategy={self._maker(part.name)}"
-                )
-            if part.name in self.share:
-                raise ConfigError(
-                    f"share.{part.name}={self.share[part.name]}, but the strategy {strategy} is what sets that part: "
-                    "leave it out of the shares"
-                )
-            if self.baselines:
-                raise ConfigError(
-                    f"the central baseline has no server to set {part.name!r} of {method}: use baselines=false"
-                )
-
-    def _check_others(self, data: str, modality: str) -> None:
-        """Refuse encoders of clients that read something else, and public examples that are the clients' own."""
-        for name, encoder in self.encoders.items():
-            if encoder.modality != modality:
-                raise ConfigError(
-                    f"encoders.{name} reads {encoder.modality} and {data} gives {modality}: choose another encoder"
-                )
-        ours, theirs = ({**(self.tree.get(name) or {}), "augment": None} for name in ("data", "public"))
-        if ours == theirs and (self.method.public_limit is not None or self.private):
-            raise ConfigError(
-                "data@public names the clients' own examples, which would be public then: choose others of their shape"
-            )
-
-    def _word(self, group: str) -> str:
-        return str(self.tree[group]["_target_"]).rpartition(".")[2]
 
 
 @lru_cache(maxsize=8)

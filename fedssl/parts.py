@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -61,6 +62,16 @@ class Part:
     def teaches(self) -> bool:
         """Whether it moves with what it follows, as a teacher does."""
         return bool(self.follows) and not self.frozen
+
+
+@runtime_checkable
+class Owner(Protocol):
+    """A strategy that has a say in who owns which part, and may need summaries that only some methods make."""
+
+    @property
+    def needs(self) -> Collection[str]: ...
+
+    def shares(self, parts: Sequence[Part]) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,8 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return inspect_install.doctor(rest)
     print(
-        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, export, payload, fits, "
-        "keys, submit, list or doctor",
+        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, export, payload, "
+        "fits, keys, submit, list or doctor",
         file=sys.stderr,
     )
     return 2

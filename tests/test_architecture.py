@@ -51,7 +51,7 @@ LAYERS = (
         "duplicates",
     },
     {"methods", "wrapper", "decorrelated", "gradient", "client", "cohort", "workshop", "privacy", "aggregation"},
-    {"sections", "job", "setup", "payload", "shards", "rundir", "provenance", "progress"},
+    {"sections", "combinations", "job", "setup", "payload", "shards", "rundir", "provenance", "progress"},
     {
         "evaluation",
         "monitor",
