@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+# What three workers and their processes compile is kept; of plugins only xdist is loaded, and only what is ours rewritten.
+export PYTHONDONTWRITEBYTECODE =
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 
 .PHONY: demo test test-all check install clean
 
@@ -22,10 +25,10 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -p xdist -n 3 --dist worksteal
 
 test-all: check
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m ""
+	$(BIN)/python -m pytest -p xdist -n 3 --dist worksteal -m ""
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

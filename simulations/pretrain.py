@@ -22,11 +22,14 @@ from fedssl.rundir import RunDirectory
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what the overrides describe, as a full Hydra application: `-m`, `--cfg job` and `--help` work.
+    """Run what the overrides describe; with Hydra's flags (`-m`, `--cfg job`, `--help`) as a full Hydra application.
 
     Raises:
         FedsslError: the first refusal; the other cells of a sweep are run all the same.
     """
+    if not any(text.lstrip("+~").startswith(("-", "hydra")) for text in arguments):
+        run(config.compose(arguments))  # Hydra's application would compose twice
+        return 0
     problems: list[FedsslError] = []
 
     @hydra.main(config_path=str(config.conf_dir()), config_name="config", version_base="1.3")

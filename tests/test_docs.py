@@ -86,14 +86,15 @@ def test_the_extensions_join_the_contract(copy: Path, tmp_path: Path) -> None:
     assert len(files) == 4
     for match in files:
         (copy / match["file"]).write_text(match["code"])
-    done = run([sys.executable, "-m", "simulations.cli", "list"], copy, tmp_path)
-    assert "method=align" in done.stdout
-    assert "strategy=damped" in done.stdout
     names = "((align and images) or damped) and not golden"
     suite = ["tests/test_methods.py", "tests/test_strategies.py", "tests/test_config.py"]
     run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *suite, "-k", names], copy, copy)
-    command = ["pretrain", "method=align", "strategy=damped", "name=mine", *SMALL]
-    run([sys.executable, "-m", "simulations.cli", *command], copy, tmp_path)
+    pretrain = ["pretrain", "method=align", "strategy=damped", "name=mine", *SMALL, *FEWER["digits"]]
+    code = f"from simulations.cli import answer; assert answer(['list']) == answer({pretrain}) == 0"
+    listed = run([sys.executable, "-c", code], copy, tmp_path).stdout
+    assert "method=align" in listed
+    assert "strategy=damped" in listed
+    assert (tmp_path / "runs" / "mine" / "summary.json").exists()
 
 
 def test_links_lead_somewhere() -> None:

@@ -21,6 +21,7 @@ from fedssl.errors import ConfigError, FedsslError
 from fedssl.flower import server, state_files
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
+from simulations import cli
 
 Compose = Callable[..., Plan]
 
@@ -142,10 +143,7 @@ def test_kill_minus_nine_at_any_moment(plan: Compose, tmp_path: Path) -> None:
         assert process.returncode in (-signal.SIGKILL, 0), errors.decode()
         kills += process.returncode == -signal.SIGKILL
     assert kills == 2, "the run was too quick to be killed"
-    done = subprocess.run(
-        [sys.executable, "-m", "simulations.cli", "resume", str(folder)], cwd=root, env=environment, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    assert cli.answer(["resume", str(folder)]) == 0
     straight = execute(plan(*options[len(TINY) :], name="straight"))
     killed = RunDirectory(folder)
     assert killed.done
