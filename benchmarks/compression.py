@@ -64,10 +64,8 @@ def measured(way: str, seed: int, options: Sequence[str], folder: Path) -> dict[
             names = {"loss": summary["loss"], "update_bytes": summary["bytes_up"] / updates}
             size = {**names, "instruction_bytes": summary["bytes_down"] / updates}
         found = evaluator.probe(arrays)
-        rundir.write(
-            "probes-only.json",
-            {"way": way, "seed": seed, **{key: found[key] for key in (*PROBES, "knn_accuracy")}, **size},
-        )
+        kept = {key: found[key] for key in (*PROBES, "knn_accuracy")}
+        rundir.write("probes-only.json", {"way": way, "seed": seed, **kept, **size})
     row = rundir.read("probes-only.json")
     print(f"{way:28} seed {seed}  {row['linear_accuracy']:.3f}", file=sys.stderr, flush=True)
     return row

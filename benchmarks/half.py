@@ -45,7 +45,7 @@ def table(result: Mapping[str, Any]) -> str:
             "",
             f"SimCLR on the digits, ten clients, Dirichlet split, {result['rounds']} rounds, default options, seeds",
             f"{', '.join(map(str, seeds))}. `{PLAIN}`: accuracy in %, mean over the seeds; the others: points above it",
-            "in the run of the same seed, mean and 95 % interval (Student's t). One of the 539 test examples is 0.19 points.",
+            "in the run of the same seed, mean and 95 % interval (Student's t). A test example is 0.19 points.",
             f"{about['date'][:10]}, {about['cpu']}, {about['cores']} cores, torch {about['versions']['torch']}:",
             f"`{result['command']}`.",
             "",
