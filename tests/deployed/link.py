@@ -10,15 +10,15 @@ from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedssl.config import Plan
 from fedssl.flower.client_app import app
 from fedssl.flower.server import federate
-from fedssl.config import Plan
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 
