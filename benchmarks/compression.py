@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import tempfile
@@ -17,8 +16,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from scipy import stats
 
 from benchmarks.machine import machine
 from fedssl import config
@@ -44,8 +41,7 @@ WAYS: Mapping[str, tuple[str, ...]] = {
     "topk_int8 (1 %)": ("compression=topk_int8",),
     "topk_int8 (1 %), forgetful": ("compression=topk_int8", FORGETFUL),
 }
-PROBES = ("linear_accuracy", "knn_accuracy", "one_label_accuracy")
-COMPARED = PROBES[:2]  # with those of `none`, seed by seed
+PROBES = ("linear_accuracy", "one_label_accuracy")
 RANDOM = "random encoder"
 
 
@@ -68,7 +64,8 @@ def measured(way: str, seed: int, options: Sequence[str], folder: Path) -> dict[
             names = {"loss": summary["loss"], "update_bytes": summary["bytes_up"] / updates}
             size = {**names, "instruction_bytes": summary["bytes_down"] / updates}
         found = evaluator.probe(arrays)
-        rundir.write("probes-only.json", {"way": way, "seed": seed, **{key: found[key] for key in PROBES}, **size})
+        kept = {key: found[key] for key in (*PROBES, "knn_accuracy")}
+        rundir.write("probes-only.json", {"way": way, "seed": seed, **kept, **size})
     row = rundir.read("probes-only.json")
     print(f"{way:28} seed {seed}  {row['linear_accuracy']:.3f}", file=sys.stderr, flush=True)
     return row
@@ -79,18 +76,15 @@ def table(result: Mapping[str, Any]) -> str:
     rows = result["rows"]
     plain = statistics.mean(row["update_bytes"] for row in rows if row["way"] == "none")
     lines = [
-        "| compression | bytes an update | of `none` | linear probe | kNN | one label a class | linear, beside `none` "
-        "| kNN, beside `none` |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| compression | bytes an update | of `none` | linear probe | one label a class |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    none = [row for row in rows if row["way"] == "none"]
     for way in WAYS:
         own = [row for row in rows if row["way"] == way]
         size = statistics.mean(row["update_bytes"] for row in own)
         cells = [f"{size:,.0f}", f"1/{plain / size:.0f}" if plain / size >= 1.5 else "1", *_spreads(own)]
-        cells += ["", ""] if way == "none" else _differences(own, none)
         lines.append(f"| {way} | {' | '.join(cells)} |")
-    lines.append(f"| {RANDOM} | | | {' | '.join(_spreads([row for row in rows if row['way'] == RANDOM]))} | | |")
+    lines.append(f"| {RANDOM} | | | {' | '.join(_spreads([row for row in rows if row['way'] == RANDOM]))} |")
     about, both = result["machine"], next(row for row in rows if row["way"] == "float16 both ways")
     seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
     return "\n".join(
@@ -99,7 +93,6 @@ def table(result: Mapping[str, Any]) -> str:
             "",
             f"Accuracy in %, mean ± standard deviation over seeds {seeds} (each with its own split and weights):",
             f"SimCLR on the digits, ten clients, Dirichlet split, {result['rounds']} rounds, default options.",
-            "Beside `none`: the mean difference of the runs of one seed, in points, and its 95 % interval (Student).",
             f"`float16 both ways` also sends {both['instruction_bytes']:,.0f} instead of {plain:,.0f} bytes down.",
             f"{about['date'][:10]}, {about['cpu']}, {about['cores']} cores, torch {about['versions']['torch']}:",
             f"`{result['command']}`.",
@@ -113,18 +106,6 @@ def _spreads(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for key in PROBES:
         values = [100 * row[key] for row in rows]
         out.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}")
-    return out
-
-
-def _differences(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far probes lie from those of other runs of the same seeds: mean difference and 95 % interval, in points."""
-    by_seed = {row["seed"]: row for row in others}
-    out = []
-    for key in COMPARED:
-        apart = [100 * (row[key] - by_seed[row["seed"]][key]) for row in rows]
-        mean, n = statistics.mean(apart), len(apart)
-        half = stats.t.ppf(0.975, n - 1) * statistics.stdev(apart) / math.sqrt(n) if n > 1 else math.nan
-        out.append(f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})" if n > 1 else f"{mean:+.2f}")
     return out
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +59,22 @@ def finite(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if np.isfinite(value) else None
     return value
+
+
+def fingerprint(place: Path) -> str:
+    """What a file, or a folder with all below it, looks like: names, sizes and times of change, not contents.
+
+    Hidden files do not count: that is where files are written before they are given their name.
+    """
+    content = hashlib.blake2b(digest_size=16)
+    for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if any(part.startswith(".") for part in path.relative_to(place).parts):
+            continue
+        with suppress(OSError):  # it has gone since
+            about = path.stat()
+            if stat.S_ISREG(about.st_mode):
+                content.update(f"{path.relative_to(place)}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+    return content.hexdigest()
 
 
 def number(value: object) -> float | None:

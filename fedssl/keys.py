@@ -84,12 +84,14 @@ class KeyBank(nn.Module):
 
     @torch.no_grad()
     def refresh(self, on_merge: str, encoder: nn.Module, own: Examples, augment: Augment) -> None:
-        """As `KeyQueue.refresh`; a bank that has never been filled is filled, so that no example lacks its class."""
+        """As `KeyQueue.refresh`; keys that are not there yet are made, so that no example lacks its class."""
+        lacking = ~self.keys.any(1)
         if on_merge == "clear":
             self.keys.zero_()
-        elif on_merge == "reencode" or not self.keys.any():
+        elif on_merge == "reencode" or bool(lacking.any()):
             every = torch.arange(len(own), device=self.keys.device)
-            self.keys.copy_(keys_of(encoder, own, every, augment))
+            keys = keys_of(encoder, own, every, augment)
+            self.keys.copy_(keys if on_merge == "reencode" else torch.where(lacking[:, None], keys, self.keys))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -15,7 +16,7 @@ import torch
 from fedssl.build import build
 from fedssl.datasets.base import Data, Partial, Shard
 from fedssl.errors import ConfigError, ProtocolError
-from fedssl.files import read_arrays
+from fedssl.files import fingerprint, read_arrays
 from fedssl.foreign import SUFFIXES, fit_names, read_foreign
 from fedssl.job import Job
 from fedssl.keys import spread
@@ -56,13 +57,12 @@ def _node(job: Job, name: str) -> str:
     return json.dumps(job.tree[name], sort_keys=True)
 
 
-@lru_cache(maxsize=16)  # of all nodes that share this process
-def _load_own(text: str, place: str, sites: Sites, device: torch.device) -> Data:
-    return own_data(json.loads(text), place, sites, device)
+_OWN = 16  # data sets of nodes that share this process, at most
+_own: OrderedDict[tuple[object, ...], tuple[str, Data]] = OrderedDict()  # with what their place looked like
 
 
 def held(job: Job, place: str, device: torch.device) -> Data:
-    """A node's own data on a device; read once in a process.
+    """A node's own data on a device; read once in a process, and again when a file has come, gone or changed.
 
     Raises:
         ConfigError: it cannot be read from this place, or examples have another shape than the job says.
@@ -73,8 +73,15 @@ def held(job: Job, place: str, device: torch.device) -> Data:
             "this node trains on its own data-dir alone and the run names a common data set: run it with "
             "partition=sites, or start the node without data-dir"
         )
+    key = (_node(job, "data"), place, job.partition, device)
+    look = fingerprint(Path(place).expanduser())  # before it is read: what comes meanwhile is read next time
     with _loading:
-        return _load_own(_node(job, "data"), place, job.partition, device)
+        if _own.get(key, ("",))[0] != look:
+            _own.pop(key, None)  # first, for there may not be room for both
+            _own[key] = look, own_data(json.loads(key[0]), place, job.partition, device)
+            while len(_own) > _OWN:
+                _own.popitem(last=False)
+        return _own[key][1]
 
 
 @lru_cache(maxsize=2)  # the private and the public data

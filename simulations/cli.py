@@ -23,7 +23,7 @@ usage: fedssl COMMAND ...
   export RUN                 the encoder of a finished run with a model card [--format safetensors|onnx] [--out FOLDER]
   payload [--json] [key=value ...]
                              what would leave a client in each round of such a run, and its size; trains nothing
-  fits [--memory 4GiB] [--seconds 60] [key=value ...]
+  fits [--memory 4GiB] [--seconds 60] [--data-dir PLACE] [key=value ...]
                              whether a client's round of such a run fits into this machine, measured in a few steps
   keys FOLDER                keys and certificates for a federation of real machines [--nodes 2] [--host NAME ...]
   submit [CONNECTION] --out FOLDER [key=value ...]

@@ -12,7 +12,7 @@ from fedssl.errors import ConfigError
 from fedssl.flower.run.dry import KilledError, Turn, measure
 from fedssl.job import Job
 
-USAGE = "fedssl fits [--memory 4GiB] [--seconds 60] [key=value ...]"
+USAGE = "fedssl fits [--memory 4GiB] [--seconds 60] [--data-dir PLACE] [key=value ...]"
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -23,6 +23,7 @@ class Asked:
     overrides: tuple[str, ...]
     memory: float = inf  # bytes
     seconds: float = inf
+    data_dir: str = ""  # of a node with data of its own
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Asked:
@@ -43,6 +44,12 @@ class Asked:
                 raise ConfigError(f"--{name} needs a limit such as {example} and got {word or 'nothing'}: {USAGE}")
             asked = replace(asked, **{name: limit})
             del rest[at : at + 2]
+        if "--data-dir" in rest:
+            at = rest.index("--data-dir")
+            if at + 1 == len(rest):
+                raise ConfigError(f"--data-dir needs a place: {USAGE}")
+            asked = replace(asked, data_dir=rest[at + 1])
+            del rest[at : at + 2]
         odd = [word for word in rest if word.startswith("-")]
         if odd:
             raise ConfigError(f"{odd[0]} is no option of fits: {USAGE}")
@@ -62,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = Asked.of(arguments)
     job = config.compose(asked.overrides).job
     try:
-        turn = measure(job.tree)
+        turn = measure(job.tree, asked.data_dir)
     except KilledError as error:
         print(f"memory   no: {error}")
         turn = None
@@ -94,7 +101,8 @@ def lines(turn: Turn, asked: Asked) -> Iterator[str]:
         f"bytes    {turn.arrays_down:,} down and {turn.arrays_up:,} up a round, "
         f"{turn.wire_down:,} and {turn.wire_up:,} with headers"
     )
-    yield f"measured client {turn.client}, which has most examples ({turn.examples:,})"
+    whose = "this node's data" if asked.data_dir else f"client {turn.client}, which has most examples"
+    yield f"measured {whose} ({turn.examples:,})"
 
 
 def remedy(job: Job, asked: Asked, turn: Turn | None) -> str:
@@ -102,7 +110,7 @@ def remedy(job: Job, asked: Asked, turn: Turn | None) -> str:
     tried = []
     for options in remedies(job):
         try:
-            found = measure(config.compose([*asked.overrides, *options]).job.tree)
+            found = measure(config.compose([*asked.overrides, *options]).job.tree, asked.data_dir)
         except (ConfigError, KilledError):  # this job, or this machine, cannot have it
             continue
         if found.memory <= asked.memory:

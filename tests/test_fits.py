@@ -45,16 +45,31 @@ def test_a_private_turn_and_one_under_a_hidden_sum(plan: Compose, monkeypatch: p
     known = ("privacy.epsilon=null", "privacy.noise_multiplier=1.0", "federation.rounds=1")
     job = plan(*private, *known, "aggregation=secure").job
     out = io.StringIO()
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(job.tree)))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps([job.tree, ""])))
     monkeypatch.setattr(sys, "stdout", out)
     assert dry.main() == 0
     turn = Turn(**json.loads(out.getvalue()))
     assert turn.steps == 4
 
 
+@pytest.mark.parametrize("compression", ["none", "float16", "int8", "topk_int8"])
+def test_bytes_are_those_on_the_wire(compression: str, plan: Compose) -> None:
+    """Of serialised messages: what a run logs, and headers of less than half a kilobyte an array."""
+    run = plan(f"compression={compression}", "federation.rounds=1", "partition=iid", "encoder.width=16")
+    turn, done = dry.take(run.job), execute(run)
+    point = done.latest()
+    assert point is not None
+    assert turn.arrays_up == done.rows("clients.jsonl")[0]["bytes_up"]
+    assert turn.arrays_down * 3 == done.rows()[0]["bytes_down"]
+    buffers = sum("running" in key or "num_batches" in key for key in point.arrays)
+    arrays = len(point.arrays) if compression == "none" else 4 + buffers
+    assert 0 < turn.wire_up - turn.arrays_up < 512 * arrays + 1500
+    assert 0 < turn.wire_down - turn.arrays_down < 512 * len(point.arrays) + 1500 + len(run.job.text)
+
+
 def test_a_job_that_its_client_refuses_is_refused(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     job, out = plan("privacy.micro_batch=2", "encoder.norm=batch").job, io.StringIO()
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(job.tree)))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps([job.tree, ""])))
     monkeypatch.setattr(sys, "stdout", out)
     assert dry.main() == 0
     said = out.getvalue()
@@ -79,7 +94,7 @@ def answered(
     """Exit code and output, where jobs with these options take so much; None: their client is killed."""
     known = tiny("method=byol")
 
-    def measure(tree: Mapping[str, Any]) -> Turn:
+    def measure(tree: Mapping[str, Any], place: str) -> Turn:
         for option, turn in turns.items():
             group, _, key = option.partition(".")
             name, _, value = key.partition("=")
@@ -154,6 +169,7 @@ def test_remedies_are_options_of_the_job(plan: Compose) -> None:
         (["--memory", "0GiB"], "got 0GiB"),
         (["--seconds", "nan"], "--seconds needs a limit such as 60 and got nan"),
         (["--bytes", "3"], "--bytes is no option of fits"),
+        (["--data-dir"], "--data-dir needs a place"),
     ],
 )
 def test_wrong_words_are_refused(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

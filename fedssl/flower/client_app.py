@@ -23,7 +23,7 @@ from fedssl.edge.limits import Limits
 from fedssl.flower import codec
 from fedssl.flower.aggregation import clients
 from fedssl.flower.codec import KEEPS, ClientState, Memo, remember_step, step_seconds
-from fedssl.flower.deploy import memory, site
+from fedssl.flower.deploy import growing, memory, site
 from fedssl.flower.rule import Own, PartRule
 from fedssl.job import Job, parse
 from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
@@ -131,6 +131,9 @@ def train(message: Message, context: Context) -> Message:
     worker = _prepare(job, client, data.train.shape, len(shard), device)
     memory.restore(config, context, client, at)
     state = ClientState.load(context)
+    if "data-dir" in context.node_config:
+        sized = [part.name for part in job.method.parts if part.sized]
+        state = growing.follow(state, shard, sized, worker.initial)
 
     told = {key: value for key, value in worker.initial.items() if worker.shares[key].comes}
     wire = codec.decode(message.content.array_records[codec.ARRAYS])
@@ -199,13 +202,15 @@ def train(message: Message, context: Context) -> Message:
     known = payload.uploads(job, data.train.shape)
     payload.check_reply(known, sent, metrics, [*result.measures, *result.movement])
     if not job.aggregation.each:
-        ClientState(to_arrays(worker.model, local), mine, memo, at, ledger=paid.ledger.text(), own=own).save(context)
+        kept = ClientState(to_arrays(worker.model, local), mine, memo, at, {}, paid.ledger.text(), own, state.examples)
+        kept.save(context)
         memory.keep(config, context, client)
         content = clients.reply(job, config, sender, sent, asked, context, paid.public)
         return Message(content, reply_to=message)
     rounding = seeds.stream(job.seed, "client", client, "round", at, "compression")
     packed, residual = job.compression.pack(sent, now, state.residual, worker.layout.parameters, rounding)
-    ClientState(to_arrays(worker.model, local), mine, memo, at, residual, paid.ledger.text()).save(context)
+    kept = ClientState(to_arrays(worker.model, local), mine, memo, at, residual, paid.ledger.text(), "", state.examples)
+    kept.save(context)
     memory.keep(config, context, client)
     return Message(codec.reply(packed, metrics), reply_to=message)
 

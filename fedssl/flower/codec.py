@@ -82,12 +82,14 @@ class ClientState:
     residual: Arrays = field(default_factory=dict)  # what compression has not sent yet
     ledger: str = ""  # what has been spent of its examples' privacy: `Ledger.text`
     own: str = ""  # and of its own, where it adds the noise to its update itself
+    examples: Arrays = field(default_factory=dict)  # which ones rows of `local` are of; see `deploy.growing`
 
     def save(self, context: Context) -> None:
         """Put the state into a Flower context."""
         context.state["local"] = encode(self.local)
         context.state["mine"] = encode(self.mine)
         context.state["residual"] = encode(self.residual)
+        context.state["examples"] = encode(self.examples)
         context.state["memo"] = ConfigRecord({**self.memo, "round": self.round})
         context.state["ledger"] = ConfigRecord({"text": self.ledger, "own": self.own})
 
@@ -99,14 +101,14 @@ class ClientState:
         memo: dict[str, Any] = dict(context.state.config_records["memo"])
         last = int(memo.pop("round"))
         records = context.state.array_records
-        local, mine, residual = (decode(records[name]) for name in ("local", "mine", "residual"))
+        local, mine, residual, rows = (decode(records[name]) for name in ("local", "mine", "residual", "examples"))
         spent = context.state.config_records["ledger"]
-        return cls(local, mine, memo, last, residual, str(spent["text"]), str(spent.get("own", "")))
+        return cls(local, mine, memo, last, residual, str(spent["text"]), str(spent.get("own", "")), rows)
 
     @staticmethod
     def forget(context: Context) -> None:
         """Take the state out of a Flower context; what others have put there stays."""
-        for name in ("local", "mine", "residual", "memo", "ledger"):
+        for name in ("local", "mine", "residual", "examples", "memo", "ledger"):
             if name in context.state:
                 del context.state[name]
 

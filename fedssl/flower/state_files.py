@@ -29,7 +29,7 @@ def write(folder: Path, client: int, state: ClientState, key: bytes | None = Non
 
     The name does not tell which; what is read must be what the reader's key says.
     """
-    groups = {"local": state.local, "mine": state.mine, "residual": state.residual}
+    groups = {"local": state.local, "mine": state.mine, "residual": state.residual, "examples": state.examples}
     arrays = {f"{group}/{key}": value for group, own in groups.items() for key, value in own.items()}
     meta = {
         "format": str(_FORMAT),
@@ -65,11 +65,11 @@ def read(path: Path, key: bytes | None = None) -> ClientState:
         memo, last, ledger = json.loads(meta["memo"]), int(meta["round"]), meta["ledger"]
     except (KeyError, ValueError) as error:
         raise ResumeError(f"{path} is not a client state: delete it, or start the run anew") from error
-    groups: dict[str, Arrays] = {"local": {}, "mine": {}, "residual": {}}
+    groups: dict[str, Arrays] = {"local": {}, "mine": {}, "residual": {}, "examples": {}}
     for full, value in arrays.items():
         group, _, name = full.partition("/")
         groups[group][name] = value
-    return ClientState(groups["local"], groups["mine"], memo, last, groups["residual"], ledger, meta.get("own", ""))
+    return ClientState(memo=memo, round=last, ledger=ledger, own=meta.get("own", ""), **groups)
 
 
 def _contents(path: Path, key: bytes | None) -> tuple[Arrays, dict[str, str]]:

@@ -45,6 +45,7 @@ def pay(
     if not isinstance(gradient, Planned):
         return Spending(ledger, work, {})
     _new(ledger, at, attempt)
+    _same_number(ledger, gradient)
     known = {(entry.round, entry.attempt) for entry in ledger.entries}
     for (round, earlier), share in lost.items():
         if (round, earlier) not in known and (count := gradient.steps_of(share)):
@@ -107,6 +108,17 @@ def pay_turn(
             f"{min(limits):g}: it does not train; end the run here, or do without this client"
         )
     return ledger.text()
+
+
+def _same_number(ledger: Ledger, gradient: Planned) -> None:
+    """The noise was found for the rate at which one number of records is sampled."""
+    rates = {entry.sample_rate for entry in ledger.entries}
+    if gradient.mechanism.sample_rate is None and rates - {gradient.sample_rate}:
+        raise PrivacyError(
+            f"this client's number of records has changed to {gradient.n} since it began, and its noise was found for "
+            "the number that it had: leave its data as it was until the run ends, or run with a privacy.sample_rate, "
+            "which no number of records changes"
+        )
 
 
 def _new(ledger: Ledger, at: int, attempt: int) -> None:

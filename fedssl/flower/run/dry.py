@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedssl import seeds
@@ -26,11 +26,12 @@ from fedssl.files import finite
 from fedssl.flower import codec
 from fedssl.flower.client_app import app
 from fedssl.flower.codec import ClientState
+from fedssl.flower.deploy import site
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.job import Job
 from fedssl.model import layout_of, to_arrays
 from fedssl.partition import sizes_of
-from fedssl.setup import data_of, device_of, initial_model, shares_of
+from fedssl.setup import device_of, initial_model, shares_of
 from fedssl.shards import parts_of
 
 _MORE = 8  # steps that are timed, at most
@@ -77,18 +78,19 @@ class KilledError(FedsslError):
     """The process that took the turn was killed, most likely for want of memory."""
 
 
-def measure(tree: Mapping[str, Any]) -> Turn:
+def measure(tree: Mapping[str, Any], data_dir: str = "") -> Turn:
     """The turn of the client with most examples, taken in a new process.
 
     Args:
         tree: of a job. Sums that hide updates are left out: the client sends its update by itself.
+        data_dir: of a node with data of its own (partition=sites), whose turn it is then.
 
     Raises:
         ConfigError: the job is refused, in the client's words.
         KilledError: there was not enough memory on this machine.
     """
     command = [sys.executable, "-m", "fedssl.flower.run.dry"]
-    done = subprocess.run(command, input=json.dumps(tree), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=json.dumps([tree, data_dir]), capture_output=True, text=True, check=False)
     if done.returncode < 0:
         raise KilledError(f"the client was killed by signal {-done.returncode}: this machine has not the memory")
     try:
@@ -102,13 +104,14 @@ def measure(tree: Mapping[str, Any]) -> Turn:
     return Turn(**found)
 
 
-def take(job: Job) -> Turn:
+def take(job: Job, data_dir: str = "") -> Turn:
     """Take the turn in this process, whose peak memory it reports."""
     device = device_of(job)
     torch.set_num_threads(job.threads)
-    data, sizes = data_of(job, device), sizes_of(parts_of(job, device))
-    client = int(np.argmax(sizes))
-    examples, local = int(sizes[client]), job.local
+    client = 0 if data_dir else int(np.argmax(sizes_of(parts_of(job, device))))
+    node: dict[str, Any] = {"partition-id": client, **({"data-dir": data_dir} if data_dir else {})}
+    data, shard = site.holds(job, client, node, device)
+    examples, local = len(shard), job.local
     gradient = job.privacy.planned(examples, local.batch_size, local.epochs, job.rounds_of(client))
     order = seeds.stream(job.seed, "dry")
     steps = sum(1 for _ in gradient.batches(examples, local.batch_size, local.epochs, order))
@@ -118,25 +121,28 @@ def take(job: Job) -> Turn:
         {key: value for key, value in to_arrays(model).items() if shares[key].comes}, parameters
     )
     with InProcessGrid(app, job.federation.clients, workers=1) as grid:
+        grid.context(client + 1).node_config.update(node)
 
-        def turn(count: int) -> tuple[float, RecordDict, RecordDict]:
+        def turn(count: int) -> tuple[float, Message, Message]:
             """Seconds of a turn of so many steps, what it got and what it sent."""
             began = time.perf_counter()
             config = ConfigRecord({"job": job.text, "server-round": 1, "made": 0, "work": count / steps})
-            content = codec.instruction(codec.encode(arrays), config)
-            (reply,) = grid.send_and_receive([Message(content, client + 1, "train")])
-            sent = reply.content
-            wire_bytes(sent)
+            message = Message(codec.instruction(codec.encode(arrays), config), client + 1, "train")
+            (reply,) = grid.send_and_receive([message])
+            wire_bytes(reply)
             ClientState.forget(grid.context(client + 1))  # each turn is the client's first
-            return time.perf_counter() - began, content, sent
+            return time.perf_counter() - began, message, reply
 
         before = memory(device, peak=False)
         turn(1)  # pays for what is made once
         one, got, sent = turn(1)
-        more = min(steps - 1, _MORE)
-        many = turn(1 + more)[0] if more else one
+        more, many = min(steps - 1, _MORE), one
+        if more:
+            many, got, sent = turn(
+                1 + more
+            )  # whose update is like that of a whole round: a first step may move nothing
     step = max(0.0, many - one) / more if more else one
-    up = codec.decode(sent.array_records[codec.ARRAYS])
+    up = codec.decode(sent.content.array_records[codec.ARRAYS])
     return Turn(
         client, examples, steps, memory(device), before, step, max(0.0, one - step),
         sum(value.nbytes for value in arrays.values()), sum(value.nbytes for value in up.values()),
@@ -144,9 +150,9 @@ def take(job: Job) -> Turn:
     )  # fmt: skip
 
 
-def wire_bytes(record: RecordDict) -> int:
-    """Bytes of all objects of which Flower makes this content; equal ones travel once."""
-    return sum(len(one.deflate()) for one in get_all_nested_objects(record).values())
+def wire_bytes(message: Message) -> int:
+    """Bytes of all objects of which Flower makes a message; equal ones travel once."""
+    return sum(len(one.deflate()) for one in get_all_nested_objects(message).values())
 
 
 def memory(device: torch.device, peak: bool = True) -> int:
@@ -159,10 +165,10 @@ def memory(device: torch.device, peak: bool = True) -> int:
 
 
 def main() -> int:
-    """Read a job's tree, write its turn or what refuses it, each as one line of JSON."""
-    tree = json.load(sys.stdin)
+    """Read a job's tree and a place, write the turn or what refuses it, each as one line of JSON."""
+    tree, data_dir = json.load(sys.stdin)
     try:
-        found: dict[str, Any] = asdict(take(Job({**tree, "aggregation": _PLAIN})))
+        found: dict[str, Any] = asdict(take(Job({**tree, "aggregation": _PLAIN}), data_dir))
     except FedsslError as error:
         found = {"error": str(error)}
     sys.stdout.write(json.dumps(finite(found)) + "\n")
