@@ -83,13 +83,13 @@ class Attackers:
         """Run and measure every pair of rule and attack.
 
         Raises:
-            ConfigError: an unknown rule or attack, or nobody who is honest.
+            ConfigError: an unknown rule or attack, or nobody who lies or is honest.
         """
+        if not 0 < self.liars < self.clients:
+            raise ConfigError(f"study.liars={self.liars} of {self.clients} clients: some must lie and some not")
         for name, known in (("rules", tuple(RULES)), ("attacks", tuple(self._attacks()))):
             if odd := [word for word in getattr(self, name) if word not in known]:
                 raise ConfigError(f"study.{name} holds {odd[0]!r}: use some of {', '.join(known)}")
-        if not 0 < self.liars < self.clients:
-            raise ConfigError(f"study.liars={self.liars} of {self.clients} clients: some must lie and some not")
         small: dict[str, Any] = {"seeds": 1, "rounds": min(2, self.rounds), "rules": self.rules[:2]}
         sized = replace(self, **small, attacks=self.attacks[-1:]) if self.tiny else self
         return sized._outcome(bench)
