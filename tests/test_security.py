@@ -35,6 +35,7 @@ from fedssl.privacy.ledger import Ledger
 from fedssl.privacy.secagg import participant
 from fedssl.privacy.spending import pay
 from fedssl.setup import data_of, initial_model, shares_of
+from simulations.attacks import liars
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("fedssl", "strategies", "simulations", "benchmarks")
@@ -298,6 +299,28 @@ def test_an_array_that_is_a_pickle_is_not_read(server: Server, tmp_path: Path) -
     assert not mark.exists()
     np.load(BytesIO(buffer.getvalue()), allow_pickle=True)
     assert mark.exists(), "the trap works"
+
+
+# Updates
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A client that sends one number that is none."""
+
+    value: float
+
+    def poison(self, change: Arrays, turn: Any) -> Arrays:
+        first = next(iter(change))
+        return {key: np.full_like(value, self.value) if key == first else value for key, value in change.items()}
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "mean", "bounded"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_refused_by_name(aggregation: str, value: float, tmp_path: Path) -> None:
+    plan = config.compose(tiny("federation.rounds=1", f"aggregation={aggregation}"))
+    with pytest.raises(ProtocolError, match="client 1"):
+        liars.run(plan, Broken(value), [1], tmp_path / "run")
 
 
 # Secrets
