@@ -1,7 +1,8 @@
 """Configuration nodes to objects: `_target_` names a class of an allow-list, the other keys are its typed arguments.
 
-A job arrives over the network, so a node can name nothing outside the packages of this project and Flower's
-strategies. Defaults are written once, in the class.
+A job arrives over the network, so a node can name nothing but dataclasses that the packages of this project define, and
+Flower's strategies: no function, no class that one of their modules has only imported, no module. Defaults are written
+once, in the class.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from typing import Any
 
 from fedssl.errors import ConfigError
 
-ALLOWED = ("fedssl", "strategies", "simulations", "flwr.serverapp.strategy")
+_FLOWER = "flwr.serverapp.strategy"
+ALLOWED = ("fedssl", "strategies", "simulations.studies", _FLOWER)
 
 
 def load(target: str) -> Any:
-    """Import the class or function that a dotted name means.
+    """Import the class that a dotted name means.
 
     Raises:
-        ConfigError: the name is outside the allow-list or does not exist, or a foreign package of the same name hides
-            ours.
+        ConfigError: the name is outside the allow-list, does not exist or means no class whose objects are
+            configurations, or a foreign package of the same name hides ours.
     """
     module_name, _, name = target.rpartition(".")
-    if not any(module_name == root or module_name.startswith(f"{root}.") for root in ALLOWED):
+    if not _inside(module_name):
         raise ConfigError(f"_target_: {target!r} is outside {', '.join(ALLOWED)}: only those may be named by a job")
     try:
         module = importlib.import_module(module_name)
@@ -44,7 +46,20 @@ def load(target: str) -> Any:
         home, here = Path(module.__file__ or "").resolve(), Path(__file__).resolve().parent.parent
         if here not in home.parents:
             raise ConfigError(f"the package {root!r} is {home.parent}, not fedssl's: rename or uninstall that one")
+    if not (inspect.isclass(found) and _inside(found.__module__) and (is_dataclass(found) or _strategy(found))):
+        raise ConfigError(
+            f"_target_: {target!r} is no class that a configuration may name: choose what `fedssl list` shows"
+        )
     return found
+
+
+def _inside(module: str) -> bool:
+    return any(module == root or module.startswith(f"{root}.") for root in ALLOWED)
+
+
+def _strategy(found: type) -> bool:
+    """Whether a class is one of Flower's strategies, or made from one; it need not be imported to see that."""
+    return any(base.__module__.startswith(f"{_FLOWER}.") and base.__name__ == "Strategy" for base in found.__mro__)
 
 
 def _describe(kind: Any) -> str:

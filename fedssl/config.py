@@ -55,6 +55,8 @@ class Plan:
         for key in ("engine", "name", "out"):
             if key not in tree:
                 raise ConfigError(f"the configuration has no {key!r}: it was not written by this version of fedssl")
+        if (name := Path(str(tree["name"] or ""))).is_absolute() or ".." in name.parts:
+            raise ConfigError(f"name={name} leads out of out={tree['out']}: give a name, and another place by out=")
         job = Job({key: value for key, value in tree.items() if key not in NOT_THE_JOB})
         job.check()
         build(tree["engine"], "engine")

@@ -25,6 +25,7 @@ from fedssl.flower.aggregation import clients
 from fedssl.flower.codec import KEEPS, ClientState, Memo, remember_step, step_seconds
 from fedssl.flower.deploy import growing, memory, site
 from fedssl.flower.rule import Own, PartRule
+from fedssl.flower.run import trust
 from fedssl.job import Job, parse
 from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
 from fedssl.parts import Arrays, Layout, Share, part_of
@@ -114,6 +115,7 @@ def train(message: Message, context: Context) -> Message:
     """One round of local training: read the job, restore, receive, fit, save, reply."""
     config = message.content.config_records[codec.CONFIG]
     job, at = parse(str(config["job"])), int(config["server-round"])  # type: ignore[arg-type]  # a ConfigRecord is loose
+    trust.check(job, config, context)
     # Of this turn: in which round it began, which one made the model that it began with, which share of steps it does.
     begun = int(config.get("begun", at))  # type: ignore[arg-type]
     made, work = int(config.get("made", begun - 1)), float(config.get("work", 1.0))  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from fedssl.errors import ConfigError, ProtocolError
 from fedssl.files import write_json
 from fedssl.flower.client_app import app as client_app
 from fedssl.flower.in_process import InProcessGrid
+from fedssl.flower.run.trust import SIMULATED
 from fedssl.flower.server import federate
 from fedssl.job import Job
 from fedssl.partition import sizes_of
@@ -145,6 +146,7 @@ class Ray:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+        os.environ[SIMULATED] = "1"  # Ray's processes inherit it
         from flwr.simulation import run_simulation
 
         summaries: list[dict[str, Any]] = []

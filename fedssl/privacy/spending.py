@@ -11,7 +11,7 @@ from fedssl.aggregation.base import Planned as Schedule
 from fedssl.aggregation.spending import planned, spend
 from fedssl.errors import PrivacyError
 from fedssl.gradient import GradientTransform
-from fedssl.privacy.ledger import Ledger
+from fedssl.privacy.ledger import Entry, Ledger
 from fedssl.privacy.record_dp import Planned
 
 
@@ -53,7 +53,8 @@ def pay(
     wanted = count = gradient.steps_of(work)
     entry = gradient.entry(at, attempt, wanted)
     budget, spent = gradient.mechanism.epsilon, sum(e.count for e in ledger.entries)
-    if budget is not None and spent + wanted > gradient.planned_steps:  # what was planned was found to fit
+    alike = all(_kind(each) == _kind(entry) for each in ledger.entries)  # else another job has spent of it
+    if budget is not None and not (alike and spent + wanted <= gradient.planned_steps):  # what was planned fits
         count = ledger.affordable(entry, budget, gradient.mechanism.delta)
     if count:
         ledger = ledger.spend(replace(entry, count=count))
@@ -119,6 +120,11 @@ def _same_number(ledger: Ledger, gradient: Planned) -> None:
             "the number that it had: leave its data as it was until the run ends, or run with a privacy.sample_rate, "
             "which no number of records changes"
         )
+
+
+def _kind(entry: Entry) -> tuple[float, float, bool]:
+    """What decides how much each of an entry's releases costs."""
+    return entry.noise_multiplier, entry.sample_rate, entry.concentrated
 
 
 def _new(ledger: Ledger, at: int, attempt: int) -> None:
