@@ -215,7 +215,7 @@ def test_the_state_survives_arrays(name: str, modality: str) -> None:
 def test_the_loss_falls(name: str, modality: str) -> None:
     """Measured without learning before and after, for long enough that queues are full both times."""
     short = ["method.queue=64"] if "queue" in fields_of(name) else []
-    options = [*short, "local.epochs=12", "federation.rounds=1", "local.lr=0.01", "local.warmup=0"]
+    options = [*short, "local.epochs=16", "federation.rounds=1", "local.lr=0.01", "local.warmup=0"]
     job = job_of(name, *options, modality=modality)
     model, still = model_of(job, 32), Local(epochs=6, batch_size=16, lr=1e-12)
     fit_one(job, model, n=32, local=still)
