@@ -129,9 +129,15 @@ def _inner(option: str, known: set[str]) -> str:
 
 
 def company(method: str, options: Sequence[str]) -> list[str]:
-    """What a method that is one half of a federated rule needs besides these options: strategy, consent, examples."""
+    """What a method that is one half of a federated rule needs besides these options: strategy, consent, examples.
+
+    What the server trains is trained shortly.
+    """
     consent = ["payload.allow=[projections]"] if method == "fedca" else []
-    return [*strategy_of(method), *consent, *(public_like(options) if method == "flesd" else [])]
+    chosen = [*strategy_of(method), *(o for o in options if o.startswith("strategy="))]
+    short = {"strategy=flesd": ["strategy.epochs=1"], "strategy=orchestra": ["strategy.steps=20"]}
+    public = public_like(options) if method == "flesd" else []
+    return [*strategy_of(method), *consent, *public, *(short.get(chosen[-1], []) if chosen else [])]
 
 
 def public_like(options: Sequence[str]) -> list[str]:

@@ -14,12 +14,16 @@ from pathlib import Path
 import pytest
 
 from simulations import cli, pretrain
+from simulations.audits import canaries, inversion_demo
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<kind>bash|python|yaml)\n(?P<code>.*?)```", re.DOTALL)
 # What a reader runs at full size is run here for one round, on few examples; pages on figures have them drawn.
-SMALL = ["federation.rounds=1", "evaluate.every=0", "evaluate.repeats=1", "device=cpu", "baselines=false"]
+SMALL = [
+    *("federation.rounds=1", "evaluate.every=0", "evaluate.repeats=1", "evaluate.examples=200"),
+    *("device=cpu", "baselines=false"),
+]
 FEWER = {"digits": ["data.test_fraction=0.7"], "joined": [], "any other": ["data.train=300", "data.test=100"]}
 DRAWN = ("README.md", "runs.md", "collapse.md")
 
@@ -70,6 +74,9 @@ def smaller(page: Path, words: list[str]) -> list[str]:
 def test_commands_and_code_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, because importing torch costs more than most commands."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inversion_demo, "STEPS", 20)
+    for budget in ("_STEPS", "_ROUNDS", "_FEWEST"):  # as test_audit_runs.py has them
+        monkeypatch.setattr(canaries, budget, 40)
     if page.name not in DRAWN:
         monkeypatch.setattr(pretrain, "finish_report", lambda run: None)
     for kind, content in steps(page):

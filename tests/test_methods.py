@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODALITIES, assert_same, company, strategy_of, tiny
+from conftest import MODALITIES, assert_same, company, fields_of, strategy_of, tiny
 
 from fedssl import config
 from fedssl.client import FitResult, Local, fit
@@ -211,22 +211,22 @@ def test_the_state_survives_arrays(name: str, modality: str) -> None:
     assert_same(to_arrays(model), to_arrays(twin))
 
 
-@every_case
+@pytest.mark.parametrize(("name", "modality"), [case for case in CASES if case[1] == "images" or own(case[0])])
 def test_the_loss_falls(name: str, modality: str) -> None:
     """Measured without learning before and after, for long enough that queues are full both times."""
-    job = job_of(name, "local.epochs=25", "federation.rounds=1", "local.lr=0.01", "local.warmup=0", modality=modality)
-    model, still = model_of(job, 32), Local(epochs=10, batch_size=16, lr=1e-12)
+    short = ["method.queue=64"] if "queue" in fields_of(name) else []
+    options = [*short, "local.epochs=16", "federation.rounds=1", "local.lr=0.01", "local.warmup=0"]
+    job = job_of(name, *options, modality=modality)
+    model, still = model_of(job, 32), Local(epochs=6, batch_size=16, lr=1e-12)
     fit_one(job, model, n=32, local=still)
     before = fit_one(job, model, n=32, local=still).loss
     fit_one(job, model, n=32)
     assert fit_one(job, model, n=32, local=still).loss < before - 0.02
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 9, 17])
+@pytest.mark.parametrize("n", [1, 2, 9])
 @every_case
 def test_small_clients_train_or_are_refused(name: str, modality: str, n: int) -> None:
-    if modality != "images" and n in (3, 7, 17):
-        pytest.skip("on images alone, to save time")
     job = job_of(name, "local.batch_size=8", modality=modality)
     if n == 1 and has_batch_norm(model_of(job)):
         with pytest.raises(ConfigError, match="norm=group"):
