@@ -315,7 +315,9 @@ def test_a_tally_names_who_is_missing(replies: Callable[..., list[Message]]) -> 
     list((count := tally(2)).watch(replies([2])))
     assert count.failures == ["client 0 did not reply in time", "client 2 did not reply in time"]
     list((count := tally(2)).watch(replies([2], [3])))
-    assert count.failures == ["client 2: node 3 burnt", "client 0 did not reply in time"], "client 2 did reply: with an error"
+    assert count.failures == ["client 2: node 3 burnt", "client 0 did not reply in time"], (
+        "client 2 did reply: with an error"
+    )
     with pytest.raises(ProtocolError, match=r"node 3 burnt \(and 1 more\); federation.tolerate=1"):
         list(tally(1).watch(replies([2], [3])))
 
