@@ -49,7 +49,7 @@ LAYERS = (
         "duplicates",
     },
     {"methods", "wrapper", "decorrelated", "gradient", "client", "cohort", "workshop", "privacy", "aggregation"},
-    {"sections", "job", "setup", "payload", "shards", "rundir", "provenance", "progress"},
+    {"sections", "sites", "job", "setup", "payload", "shards", "rundir", "provenance", "progress"},
     {
         "evaluation",
         "monitor",

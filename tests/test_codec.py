@@ -241,7 +241,7 @@ def test_a_client_that_fails() -> None:
     assert "too <high>" in replies[1].error.reason
     with pytest.raises(ProtocolError) as caught:
         list(tally(0).watch(replies))
-    assert str(caught.value).startswith("local.lr=9 is too <high>: 'lower' it; federation.tolerate=0")
+    assert str(caught.value).startswith("client 1: local.lr=9 is too <high>: 'lower' it; federation.tolerate=0")
 
 
 def test_leaving_restores_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,8 @@ def test_a_tally_counts_rows_and_failures(replies: Callable[..., list[Message]])
     count = tally(1)
     count.keep = lambda client, arrays: seen.append(client)
     assert len(list(count.watch(replies([3, 1], [2])))) == 2
-    assert count.failures == ["node 2 burnt"]
+    assert count.failures == ["client 1: node 2 burnt"]
+    assert count.failed == {1: "client 1: node 2 burnt"}
     assert seen == [2, 0]
     size = sum(value.nbytes for value in ARRAYS.values())
     assert count.rows == [{"client": c, "examples": 2, "loss": 0.5, "bytes_up": size} for c in (0, 2)]
@@ -314,7 +315,9 @@ def test_a_tally_names_who_is_missing(replies: Callable[..., list[Message]]) -> 
     list((count := tally(2)).watch(replies([2])))
     assert count.failures == ["client 0 did not reply in time", "client 2 did not reply in time"]
     list((count := tally(2)).watch(replies([2], [3])))
-    assert count.failures == ["node 3 burnt", "client 0 did not reply in time"], "client 2 did reply: with an error"
+    assert count.failures == ["client 2: node 3 burnt", "client 0 did not reply in time"], (
+        "client 2 did reply: with an error"
+    )
     with pytest.raises(ProtocolError, match=r"node 3 burnt \(and 1 more\); federation.tolerate=1"):
         list(tally(1).watch(replies([2], [3])))
 
@@ -324,12 +327,12 @@ def test_a_tally_refuses_what_does_not_fit(replies: Callable[..., list[Message]]
         (reply,) = replies([2])
         reply.content[codec.ARRAYS] = ArrayRecord({**reply.content[codec.ARRAYS], **spoil})  # type: ignore[dict-item]
         with pytest.raises(ProtocolError, match="client 1 sent"):
-            list(tally(3).watch([reply]))
+            list(tally(0).watch([reply]))
     for content in (RecordDict(), RecordDict({codec.ARRAYS: codec.encode(ARRAYS)}), codec.reply(ARRAYS, {"loss": 1.0})):
         (reply,) = replies([2])
         reply.content = content
-        with pytest.raises(ProtocolError):
-            list(tally(3).watch([reply]))
+        with pytest.raises(ProtocolError, match="client 1 replied without"):
+            list(tally(0).watch([reply]))
 
 
 def test_a_stock_strategy_instructs_exactly_the_cohort() -> None:
