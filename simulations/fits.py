@@ -11,6 +11,7 @@ from fedssl import config
 from fedssl.errors import ConfigError
 from fedssl.flower.run.dry import KilledError, Turn, measure
 from fedssl.job import Job
+from fedssl.sites import Sites
 
 USAGE = "fedssl fits [--memory 4GiB] [--seconds 60] [--data-dir PLACE] [key=value ...]"
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     asked = Asked.of(arguments)
     job = config.compose(asked.overrides).job
+    if isinstance(job.partition, Sites) and not asked.data_dir:
+        raise ConfigError("partition=sites is for nodes with data of their own: say whose with --data-dir PLACE")
     try:
         turn = measure(job.tree, asked.data_dir)
     except KilledError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import tiny
 
-from benchmarks import aggregation, alarms, broken, compression, engines, methods, secure_sum, tables, workload
+from benchmarks import aggregation, alarms, broken, compression, engines, half, methods, secure_sum, tables, workload
 from fedssl import config
 from fedssl.model import layout_of, to_arrays
 from fedssl.setup import build_model
@@ -107,6 +107,28 @@ def test_the_table_of_compressions_is_that_of_the_numbers(tmp_path: Path) -> Non
             now.keep < 0.1
         ), row["way"]
         assert row["instruction_bytes"] == now.down_bytes(merged, parameters)
+
+
+def test_half_of_the_bytes_is_held_against_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, out = tmp_path / "page.md", tmp_path / "half.json"
+    page.write_text(half.PAGE.read_text())
+    half.write_table(json.loads(half.RESULTS.read_text()), page)
+    assert page.read_text() == half.PAGE.read_text(), "run `python -m benchmarks.half --table`"
+
+    def measured(way: str, seed: int, options: list[str], folder: Path) -> dict[str, Any]:
+        assert options == ["federation.rounds=3", "engine.workers=1"]
+        worse = {"none": 0.0, "float16": 0.01 * seed}.get(way, 0.0)
+        return {"way": way, "seed": seed, **dict.fromkeys(half.PROBES, 0.9 + 0.001 * seed - worse)}
+
+    monkeypatch.setattr(half, "measured", measured)
+    words = ["--seeds", "1", "2", "3", "--rounds", "3", "--out", str(out), "--page", str(page), "engine.workers=1"]
+    assert half.main(words) == 0
+    text = page.read_text()
+    assert "| none | 90.2 | 90.2 | 90.2 |" in text
+    # Of -1, -2 and -3 the mean is -2, the deviation 1, and Student's t with two degrees 4.303.
+    assert f"| float16 | {' | '.join(['-2.00 (-4.48 to +0.48)'] * 3)} |" in text
+    assert "| int8 | +0.00 (+0.00 to +0.00) |" in text
+    assert "`python -m benchmarks.half --seeds 1 2 3 --rounds 3 engine.workers=1`" in text
 
 
 def test_every_compression_is_measured(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def test_a_tally_names_who_is_missing(replies: Callable[..., list[Message]]) -> 
     assert count.failures == ["client 0 did not reply in time", "client 2 did not reply in time"]
     list((count := tally(2)).watch(replies([2], [3])))
     assert count.failures == ["client 2: node 3 burnt", "client 0 did not reply in time"], (
-        "client 2 replied with an error"
+        "client 2 did reply: with an error"
     )
     with pytest.raises(ProtocolError, match=r"node 3 burnt \(and 1 more\); federation.tolerate=1"):
         list(tally(1).watch(replies([2], [3])))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import shlex
 import stat
 import subprocess
-import sys
-import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from ssl import SSLCertVerificationError, create_default_context
+from ssl import create_default_context
 
 import numpy as np
 import pytest
@@ -22,14 +19,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
+from benchmarks.nodes import Federation, federation
 from fedssl import config
 from fedssl.errors import ConfigError, FedsslError, ProtocolError
 from fedssl.flower.deploy import keys, site, submit
 from fedssl.rundir import RunDirectory
 from simulations import cli, deployment
 
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
 OPTIONS = [
     *(option for option in TINY if not option.startswith(("data", "partition", "engine", "federation.clients"))),
     *("data=npz", "data.path=", "data.augment.mean=[0.5]", "data.augment.std=[0.25]"),
@@ -38,155 +34,49 @@ OPTIONS = [
 ]
 
 
-@dataclass
-class Federation:
-    """A SuperLink on this machine, and what belongs to it."""
-
-    folder: Path
-    port: int
-    environment: dict[str, str]
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def begin(self, command: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start one of Flower's daemons, with its log in the folder."""
-        log = (self.folder / f"{command}-{len(self.processes)}.log").open("wb")
-        with log:
-            process = subprocess.Popen(
-                [str(BIN / command), *words], env=self.environment, stdout=log, stderr=subprocess.STDOUT,
-                cwd=self.folder, start_new_session=True,
-            )  # fmt: skip
-        self.processes.append(process)
-        return process
-
-    def node(self, number: int, key: Path | None, authority: Path, place: str) -> subprocess.Popen[bytes]:
-        """Start a SuperNode."""
-        signed = ["--auth-supernode-private-key", str(key)] if key else []
-        return self.begin(
-            "flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(authority), *signed,
-            "--port", str(free_port()), "--max-retries", "2",
-            "--node-config", f'partition-id={number} data-dir="{place}" state-dir="{self.folder / "state"}"',
-        )  # fmt: skip
-
-    def logs(self) -> str:
-        """The end of all logs, for a test that fails."""
-        return "\n".join(f"== {p.name}\n{p.read_text()[-3000:]}" for p in sorted(self.folder.glob("*.log")))
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("federation")
-    keys.make(folder / "keys", 2, ["127.0.0.1"])
-    port = free_port()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "FLWR_HOME": str(folder / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "OMP_NUM_THREADS": "1",
-    }
-    (folder / "home").mkdir()
-    (folder / "home" / "config.toml").write_text(
-        f'[superlink]\ndefault = "edge"\n[superlink.edge]\naddress = "127.0.0.1:{port}"\n'
-        f'root-certificates = "{folder}/keys/ca.crt"\n'
-    )
-    running = Federation(folder, port, environment)
-    try:
-        running.begin(
-            "flower-superlink", "--ssl-ca-certfile", f"{folder}/keys/ca.crt", "--ssl-certfile",
-            f"{folder}/keys/server.crt", "--ssl-keyfile", f"{folder}/keys/server.key", "--enable-supernode-auth",
-            "--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port),
-            "--database", f"{folder}/state.db",
-        )  # fmt: skip
-        _wait_for(running)
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with federation(tmp_path_factory.mktemp("federation"), 2) as running:
+        running.superlink()
         yield running
-    finally:
-        for process in running.processes:
-            process.terminate()
-        for process in running.processes:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        _end_children(folder)
-
-
-def _wait_for(running: Federation) -> None:
-    trusted = create_default_context(cafile=str(running.folder / "keys" / "ca.crt"))
-    limit = time.monotonic() + 120
-    while time.monotonic() < limit:
-        try:
-            urllib.request.urlopen(f"https://127.0.0.1:{running.port}/health", context=trusted, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(running.logs())
-
-
-def _end_children(folder: Path) -> None:
-    """What a daemon has started and left behind; known by the home that only this test has."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"FLWR_HOME={folder}/home".encode() in (process / "environ").read_bytes():
-                os.kill(int(process.name), 9)
-        except OSError:
-            continue
 
 
 def test_a_federation_under_tls_with_keys_equals_the_simulation(
-    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    real: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = federation.folder
+    own = real.folder / "keys"
     rng, places = np.random.default_rng(0), []
     for number, count in enumerate((24, 16)):
-        places.append(str(folder / f"site{number}.npz"))
+        places.append(str(real.folder / f"site{number}.npz"))
         images = [rng.integers(0, 255, (n, 8, 8), dtype=np.uint8) for n in (count, 2)]
         np.savez(places[-1], train_images=images[0], test_images=images[1])
-    registrations = [
-        subprocess.Popen(
-            [str(BIN / "flwr"), "supernode", "register", f"{folder}/keys/node-{number}.pub", "edge"],
-            env=federation.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for number in range(2)
-    ]
-    for registration in registrations:
-        said, _ = registration.communicate(timeout=120)
-        assert registration.returncode == 0, said.decode()
+    real.register(2)
     keys.make(tmp_path / "other", 1, ["127.0.0.1"])
-    authority, strange = folder / "keys" / "ca.crt", tmp_path / "other"
+    strange = tmp_path / "other" / "ca.crt"
     strangers = [
-        federation.node(0, None, authority, places[0]),  # without a key
-        federation.node(0, folder / "keys" / "node-0.key", strange / "ca.crt", places[0]),  # trusts another authority
+        real.node("keyless", 0, places[0], None),
+        real.node("misled", 0, places[0], own / "node-0.key", strange),  # it trusts another authority
     ]
-    nodes = [federation.node(n, folder / "keys" / f"node-{n}.key", authority, places[n]) for n in range(2)]
-    for name, value in federation.environment.items():
+    nodes = [real.node(f"node-{n}", n, places[n], own / f"node-{n}.key") for n in range(2)]
+    for name, value in real.environment.items():
         monkeypatch.setenv(name, value)
     code = cli.answer(["submit", "edge", "--out", str(tmp_path), "--every", "2", *OPTIONS, "name=deployed"])
-    assert code == 0, capsys.readouterr().err + federation.logs()
+    assert code == 0, capsys.readouterr().err + real.logs()
     deployed = RunDirectory(tmp_path / "deployed")
     assert deployed.done
     assert (deployed.path / "report.html").exists()
     assert [row["clients"] for row in deployed.rows()] == [2, 2]
     rehearsal = [*OPTIONS, f"engine.sites=[{','.join(places)}]", f"out={tmp_path}", "name=rehearsed"]
     assert_same(final_arrays(deployed), final_arrays(execute(config.compose(rehearsal))))
-    (states,) = (folder / "state").iterdir()
+    (states,) = (real.folder / "state").iterdir()
     assert states.name == deployed.identity()
     assert {path.name for path in states.iterdir()} >= {"000000-000002.safetensors", "000001-000002.safetensors"}
     assert all(node.poll() is None for node in nodes)
     for stranger in strangers:
-        assert stranger.wait(60) != 0, federation.logs()
-    with pytest.raises((SSLCertVerificationError, urllib.error.URLError), match="CERTIFICATE_VERIFY_FAILED"):
-        other = create_default_context(cafile=str(strange / "ca.crt"))
-        urllib.request.urlopen(f"https://127.0.0.1:{federation.port}/health", context=other, timeout=30)
+        assert stranger.wait(120) != 0, real.logs()
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        context = create_default_context(cafile=str(strange))
+        urllib.request.urlopen(f"https://127.0.0.1:{real.port}/health", context=context, timeout=30)
 
 
 def test_keys_are_private_whole_and_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,9 +152,6 @@ def test_a_submitted_run_that_fails_is_exit_code_1(
         said = " ".join(capsys.readouterr().err.split())
         assert f"run 7: {status}" in said
         assert ("run 7 ended as" in said) is (expected == 1)
-        import shlex
-        import tomllib
-
         told = tomllib.loads(flwr.text)
         assert shlex.split(told["overrides"]) == words
         assert told["out"] == "/srv/runs"

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import execute, tiny
 
@@ -175,6 +177,17 @@ def test_remedies_are_options_of_the_job(plan: Compose) -> None:
 def test_wrong_words_are_refused(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.answer(["fits", *words]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_node_measures_its_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ("data=npz", "data.path=", "data.augment.mean=[0.5]", "data.augment.std=[0.25]", "evaluate.every=0")
+    sites = ("partition=sites", "partition.shape=[1,8,8]", "device=cpu", "encoder.width=4", "local.batch_size=8")
+    assert cli.answer(["fits", *own, *sites]) == 2
+    assert "say whose with --data-dir PLACE" in capsys.readouterr().err
+    images = np.random.default_rng(0).integers(0, 255, (30, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", train_images=images, test_images=images[:2])
+    turn = dry.take(config.compose([*own, *sites]).job, str(tmp_path / "own.npz"))
+    assert (turn.client, turn.examples, turn.steps) == (0, 30, 4)
 
 
 def test_sizes() -> None:
