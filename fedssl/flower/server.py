@@ -184,7 +184,8 @@ def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -
     if failures and job.privacy.private:
         logs = (run.rundir.rows(name) for name in ("clients.jsonl", "failures.jsonl"))
         here = [{"round": at, **r} for r in tally.rows], failures
-        run.spent.update(statement.with_lost(*([*log, *new] for log, new in zip(logs, here, strict=True))))
+        rows, gone = ([*log, *new] for log, new in zip(logs, here, strict=True))
+        run.spent.update(statement.with_lost(rows, gone))
     row |= turns.summary(attendance, at, asynchronous)
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
     asked = tally.bytes_down or not turn_of  # else too few were there to begin, and nobody was sent the model

@@ -87,7 +87,9 @@ def with_lost(rows: Sequence[Mapping[str, Any]], failures: Iterable[Mapping[str,
         if row.get("asked", True) and int(row["round"]) > heard.get(client, 0):
             lost[client] = lost.get(client, 0) + 1
     costliest = worst(list(found.values()), DELTAS[2])
-    for client, count in lost.items() if costliest is not None else ():
+    if costliest is None:  # nobody has ever been heard
+        return found
+    for client, count in lost.items():
         known = found.get(client, replace(costliest, count=0))
         found[client] = replace(known, count=known.count + count * turn)
     return found
