@@ -24,7 +24,12 @@ SMALL = [
     *("federation.rounds=1", "evaluate.every=0", "evaluate.repeats=1", "evaluate.examples=200"),
     *("device=cpu", "baselines=false"),
 ]
-FEWER = {"digits": ["data.test_fraction=0.7"], "joined": [], "any other": ["data.train=300", "data.test=100"]}
+FEWER = {
+    "digits": ["data.test_fraction=0.7"],
+    "joined": [],
+    "npz": [],
+    "any other": ["data.train=300", "data.test=100"],
+}
 DRAWN = ("README.md", "runs.md", "collapse.md")
 
 
