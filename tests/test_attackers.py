@@ -26,8 +26,8 @@ from simulations import study
 from simulations.attacks import liars
 from simulations.attacks.backdoor import TRIGGER, Backdoor, triggered
 from simulations.attacks.poison import Noise, Replacement, SignFlip, Turn
-from simulations.studies.attackers import BACKDOOR, FIVE, FLIP, HONEST, NOISE, RANK, SUCCESS, Attackers
 from simulations.studies.base import Bench
+from simulations.studies.federated.attackers import BACKDOOR, FIVE, FLIP, HONEST, NOISE, RANK, SUCCESS, Attackers
 from simulations.studies.federated.results import Results
 
 PLAN = Planned(3, 1, 0, Synchronous())

@@ -8,7 +8,7 @@ import logging
 import os
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +24,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from fedssl import config
 from fedssl.build import load
 from fedssl.errors import ConfigError, FedsslError, PrivacyError, ProtocolError
-from fedssl.flower import codec
+from fedssl.flower import codec, engines
 from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.run import trust
@@ -374,18 +374,21 @@ def test_no_secret_and_no_record_is_written_or_sent(
     pixels = np.random.default_rng(5).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)  # each a canary
     labels = np.arange(60) % 3
     np.savez(tmp_path / "data.npz", x_train=pixels, y_train=labels, x_test=pixels[:9], y_test=labels[:9])
-    shrunk = [
-        o for o in tiny("aggregation=secure_dp", "federation.rounds=1") if not o.startswith(("data", "partition"))
-    ]
+    own = tiny("aggregation=secure", "federation.rounds=1")
+    shrunk = [o for o in own if not o.startswith(("data", "partition"))]
     options = [*shrunk, "data=npz", f"data.path={tmp_path / 'data.npz'}", "partition=iid", f"out={tmp_path / 'runs'}"]
+    monkeypatch.setattr(engines, "_quiet_flower", nullcontext)
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, "flwr"), everything_said(monkeypatch) as said:
-        rundir = execute(config.compose([*options, "federation.clients=4", "name=run"]))
+        plan = config.compose([*options, "federation.clients=4", "name=run"])
+        rundir = execute(plan)
     assert len(secrets) >= 12, "three of each client"
     written = {path: path.read_bytes() for path in rundir.path.rglob("*") if path.is_file()}
     places = {**written, "log": caplog.text.encode(), **{f"message {at}": text for at, text in enumerate(said)}}
     assert len(said) > 20
-    floats = (pixels / np.float32(255)).astype(np.float32)
-    canaries = [record.tobytes() for record in (*pixels, *floats)]
+    examples = data_of(plan.job, torch.device("cpu")).train.batch(torch.arange(60)).numpy()  # as a client has them
+    assert examples.shape == (60, 3, 8, 8)
+    canaries = [record.tobytes() for record in (*pixels, *pixels.transpose(0, 3, 1, 2), *examples)]
     hidden = [form for secret in secrets for form in forms(secret)]
     for place, content in places.items():
         assert not any(form in content for form in hidden), f"a secret in {place}"

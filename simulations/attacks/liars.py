@@ -6,11 +6,9 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
-from flwr.app import Context, Message, MessageType
-from flwr.clientapp import ClientApp
 
 from fedssl import seeds, tree
 from fedssl.aggregation.bounded import Bounded
@@ -27,6 +25,8 @@ from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 from simulations.attacks.poison import Attack, Turn
 
+TRAIN = "train"  # the type of a message that asks for an update
+
 
 @dataclass(frozen=True)
 class Liars:
@@ -35,11 +35,11 @@ class Liars:
     attack: Attack
     clients: Collection[int]
 
-    def __call__(self, message: Message, context: Context) -> Message:
-        """As Flower calls a ClientApp."""
+    def __call__(self, message: Any, context: Any) -> Any:
+        """As Flower calls a ClientApp: a message and the Context of a node, to the reply."""
         reply = app(message, context)
         client = int(context.node_config["partition-id"])
-        if client not in self.clients or not reply.has_content() or message.metadata.message_type != MessageType.TRAIN:
+        if client not in self.clients or not reply.has_content() or message.metadata.message_type != TRAIN:
             return reply
         config = message.content.config_records[codec.CONFIG]
         job, at = parse(str(config["job"])), int(config["server-round"])
@@ -75,7 +75,7 @@ def run(plan: Plan, attack: Attack | None, clients: Collection[int], path: Path)
     if rundir.done:
         return rundir
     torch.set_num_threads(job.threads)
-    client_app = app if attack is None else cast(ClientApp, Liars(attack, frozenset(clients)))
+    client_app: Any = app if attack is None else Liars(attack, frozenset(clients))
     logger = logging.getLogger("flwr")
     before = logger.level
     logger.setLevel(logging.ERROR)  # its strategies log every round
