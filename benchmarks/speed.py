@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engines import EXACT
-from benchmarks.workload import BARE, ROOT, SYSTEMS
+from benchmarks.workload import BARE, BY_HAND, RAY, ROOT, SYSTEMS
 from fedssl.figures import COLOURS, HATCHES, image, new, styled
 from fedssl.files import write_bytes, write_text
 
@@ -64,6 +64,27 @@ def matrix(rows: Rows) -> str:
         away = next((row["difference"] for row in differences if row["group"] == group), None)
         last.append("" if away is None else f"{away:.0e}")
     return table(["a round over the bare loop's, wall / CPU", *groups], [*body, last])
+
+
+def whole(rows: Rows) -> str:
+    """Seconds of whole runs, from the call of Python to the last round, and how much longer Ray's take."""
+    groups = compared(rows)
+    names = [name for name in SYSTEMS if name not in (BARE, BY_HAND)]
+    body, seconds = [], {}
+    for name in names:
+        for group, systems in groups.items():
+            turns = [row["imports_s"] + row["startup_s"] + sum(row["round_s"]) for row in systems.get(name, ())]
+            seconds[name, group] = statistics.median(turns) if turns else None
+    for name in names:
+        cells = []
+        for group in groups:
+            mine, ray = seconds[name, group], seconds[RAY, group]
+            less = f" ({ray / mine:.1f} times less)" if mine and ray and name != RAY else ""
+            cells.append(f"{mine:.1f} s{less}" if mine else "")
+        if any(cells):
+            body.append([name, *cells])
+    rounds = next(iter(groups.values()))[BARE][0]["work"]["rounds"]
+    return table([f"a whole run of {rounds} rounds", *groups], body)
 
 
 def full(result: Mapping[str, Any]) -> str:
@@ -153,6 +174,7 @@ def write_tables(result: Mapping[str, Any], docs: Path) -> None:
     """Put the tables into the page."""
     about = f"\n{about_text(result)}; turns: {1 + max(row['turn'] for row in result['rows'])}. {NOTE}\n"
     put(docs / PAGE, "speed", matrix(result["rows"]) + about)
+    put(docs / PAGE, "whole", whole(result["rows"]) + "\n")
     put(docs / PAGE, "steps", steps(result["rows"]))
 
 

@@ -41,7 +41,7 @@ from fedssl.progress import Reporter
 from fedssl.setup import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
-BARE, BY_HAND = "bare loop", "FedAvg by hand"
+BARE, BY_HAND, RAY = "bare loop", "FedAvg by hand", "ray, 2 cpus"
 ONE = ("engine=in_process", "engine.workers=1")
 SYSTEMS = {  # name: overrides of the engine
     BARE: (),
@@ -50,7 +50,7 @@ SYSTEMS = {  # name: overrides of the engine
     "in_process, 2 workers": ("engine=in_process", "engine.workers=2"),
     "in_process, cohort=16": (*ONE, "engine.cohort=16"),
     "in_process, cohort=auto": (*ONE, "engine.cohort=auto"),
-    "ray, 2 cpus": ("engine=ray", "engine.cpus=2", "engine.cpus_per_client=1"),
+    RAY: ("engine=ray", "engine.cpus=2", "engine.cpus_per_client=1"),
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LIMIT_S = 900.0  # of one measurement

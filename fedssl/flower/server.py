@@ -182,6 +182,110 @@ def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -
     failures = [{"round": at, **each} for each in told]
     run.spent.update(statement.spent(tally.rows))
     if failures and job.privacy.private:
+        rows = [*run.rundir.rows("clients.jsonl"), *({"round": at, **r} for r in tally.rows)]
+        gone = [*run.rundir.rows("failures.jsonl"), *failures]
+        run.spent.update(statement.with_lost(rundir.rows("clients.jsonl"), rundir.rows("failures.jsonl")))
+        run.aggregation.replay(rundir.attempts(), done)
+        rundir.resumed(done)
+        _restore_clients(run, done)
+        run.aggregation.announce(reporter, sum(initial[key].size for key in run.merged))
+        reporter.begin(rundir.path.name, done, job.federation.rounds)
+        try:
+            for at in range(done + 1, job.federation.rounds + 1):
+                if not run.aggregation.affords(at, rundir.attempts().count(at) + 1):
+                    reporter.say(f"round {at} would exceed the privacy budget: the run ends before it")
+                    break
+                now = _round(run, strategy, at, now, initial)
+        finally:
+            reporter.end()
+        return finish(run, initial, now | _student(strategy))
+
+
+def _open(
+    grid: Grid, job: Job, rundir: RunDirectory, reporter: Reporter, state_dir: Path | None
+) -> tuple[Running, Checkpoint | None, Arrays]:
+    """What the rounds share, the checkpoint to start from, and all initial arrays."""
+    device = device_of(job)
+    data = data_of(job, device)
+    checks.sites(job, data)
+    parts = parts_of(job, device)
+    model = initial_model(job, data.train.shape)
+    shares = shares_of(job, model)
+    checks.start(job, shares)
+    if Share.merge not in shares.values():
+        raise ConfigError("every part is local or derived, so nothing would be federated: let at least one part merge")
+    point = rundir.latest()
+    if point is None:
+        rundir.write("manifest.json", manifest(job, data, parts, device))
+        if not isinstance(parts, partition.Elsewhere):
+            table = split_table(parts, data.train.targets, data.classes)
+            rundir.write("split.json", table | described(job, data, parts))
+            if not isinstance(parts, partition.Drawn):  # a rule needs no file
+                partition.write_split(rundir.path / partition.SPLIT_FILE, parts)
+        rundir.write("payload.json", payload.manifest(job, data, parts))
+    clients = job.federation.clients
+    nodes = roster(grid, clients, job.federation.timeout_s, job.federation.enough(clients))
+    evaluator = Evaluator(job, data, device)
+    parameters = layout_of(model, job.method.parts).parameters
+    monitor = Monitor(evaluator, parts, job.tree["method"], rundir.rows("collapse.jsonl"))
+    about = (grid, job, rundir, reporter, evaluator, monitor, data, device, shares, parameters, nodes, state_dir)
+    run = Running(*about, Server.begin(job, grid, nodes, model, rundir.secret))
+    rundir.write("privacy.json", claims(run))
+    return run, point, to_arrays(model)
+
+
+def _student(strategy: Any) -> Arrays:
+    """The arrays of the server's model that a strategy has trained itself."""
+    return strategy.student if isinstance(strategy, Trainer) else {}
+
+
+def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -> Arrays:
+    """Instruct who takes part, merge the replies, measure, log, checkpoint."""
+    started = time.perf_counter()
+    job = run.job
+    measured = job.evaluate.every > 0 and at % job.evaluate.every == 0
+    attendance, asynchronous = run.aggregation.attendance(at), job.participation.max_staleness > 0
+    needed = job.federation.needed(len(attendance.turns))
+    if len(attendance.turns) < needed:
+        attendance = Attendance(())  # nobody is asked
+    turn_of = {turn.client: turn for turn in attendance.arriving}
+    absent = _absent(run, turn_of)
+    turn_of = {client: turn for client, turn in turn_of.items() if client not in absent}
+    shown = list(turn_of)[: job.evaluate.clients if run.aggregation.each else 0]
+    watch = run.monitor.watch(at, initial, now | _student(strategy), shown) if measured else None
+
+    def keep(client: int, arrays: Arrays) -> None:
+        if watch is not None:
+            watch.keep(client, arrays, _local_arrays(run, client) if client in watch.watched else {})
+
+    def moved(client: int, arrays: Arrays) -> None:
+        if watch is not None:
+            watch.weights.add(client, arrays)  # the merge is compared with what was merged
+
+    partition_of = {run.nodes[client]: client for client in turn_of}
+    lacking = partial(_unsent, run, now=now)
+    unpack = partial(job.compression.unpack, parameters=run.parameters)
+    began = {turn.client: run.history.models[turn.start] for turn in turn_of.values()}
+    counted = (list(turn_of), job.federation.tolerate, now, partition_of)
+    tally = Tally(*counted, keep, moved, lacking, unpack, began, run.aggregation.each, job.federation.max_change)
+    tally.lose(absent)
+    merged = _merge(run, strategy, at, now, tally, turn_of if len(turn_of) >= needed or not absent else {})
+    row: dict[str, Any] = {"round": at, "clients": tally.updates, "failures": len(tally.failures)}
+    for sentence in tally.failures:
+        run.reporter.say(f"round {at}: {sentence}")
+    if merged is None:
+        job.federation.skip(at, tally.updates, run.aggregation.skipped)
+        row["skipped"], merged = True, now
+        if run.aggregation.skipped:
+            row["reason"] = run.aggregation.skipped
+            run.reporter.say(f"round {at} is skipped: {run.aggregation.skipped}")
+    else:
+        run.history.merges.append(at)
+    row |= tally.means(("loss", "drift")) | run.aggregation.row
+    told = ({"client": client, "why": why, "asked": client in turn_of} for client, why in sorted(tally.failed.items()))
+    failures = [{"round": at, **each} for each in told]
+    run.spent.update(statement.spent(tally.rows))
+    if failures and job.privacy.private:
         logs = (run.rundir.rows(name) for name in ("clients.jsonl", "failures.jsonl"))
         here = [{"round": at, **r} for r in tally.rows], failures
         rows, gone = ([*log, *new] for log, new in zip(logs, here, strict=True))

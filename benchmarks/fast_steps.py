@@ -1,0 +1,135 @@
+"""What the options of `local` that change how a step is computed are worth: `python -m benchmarks.fast_steps`.
+
+SimCLR's step (both views, loss, gradients, SGD) of models that take turns in one process, on the CPU or, with
+`--device cuda`, on a GPU, where the end of each step is waited for. Ratios are medians over turns of a model's step to
+that turn's plain one; what is done once, such as compiling, is in the first step alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import machine
+from benchmarks.speed import PAGE, put, table
+from benchmarks.workload import BARE, ROOT, Work
+from fedssl import seeds
+from fedssl.acceleration import accelerate
+from fedssl.client import optimizer_for
+from fedssl.files import write_json
+from fedssl.method import Batch, Step
+from fedssl.norms import commit_statistics
+from fedssl.setup import build_model
+
+RESULTS = ROOT / "benchmarks" / "results" / "fast_steps.json"
+PLAIN = "plain"
+OPTIONS = {  # name: channels_last, compiled, bf16
+    PLAIN: (False, False, False),
+    "channels_last": (True, False, False),
+    "bf16": (False, False, True),
+    "channels_last, bf16": (True, False, True),
+    "compiled": (False, True, False),
+    "channels_last, bf16, compiled": (True, True, True),
+}
+WORKS = {
+    "conv4, width 8, 16x16, batch 8": Work(batch_size=8, size=16, width=8),
+    "conv4, width 16, 32x32, batch 32": Work(),
+    "resnet18, width 8, 32x32, batch 32": Work(encoder="resnet18", width=8),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    device = torch.device(chosen.device)
+    rows = [row for name, work in WORKS.items() for row in measured(name, work, device, chosen.turns)]
+    for row in rows:
+        low, high = row["quartiles"]
+        print(
+            f"{row['work']:36} {row['option']:30} first {row['first_s']:6.2f} s, then {row['milliseconds']:8.1f} ms, "
+            f"{row['over_plain']:5.2f} times the plain step ({low:.2f} to {high:.2f})"
+        )
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    about = {"command": "python -m benchmarks.fast_steps", "machine": {**machine(), **gpu}, "turns": chosen.turns}
+    result = {**about, "device": device.type, "rows": rows}
+    write_json(chosen.out, result)
+    if device.type == "cpu" and chosen.out == RESULTS:
+        put(ROOT / "docs" / PAGE, "fast_steps", shown(result))
+    return 0
+
+
+def shown(result: Mapping[str, Any]) -> str:
+    """Options by workloads: their step's time over the plain one's, and the seconds of the first."""
+    about = result["machine"]
+    works = dict.fromkeys(row["work"] for row in result["rows"])
+    cells = {(r["option"], r["work"]): f"{r['over_plain']:.2f} ({r['first_s']:.1f} s)" for r in result["rows"]}
+    body = [[option, *(cells[option, work] for work in works)] for option in OPTIONS if option != PLAIN]
+    made = f"\n{about['date'][:10]}, {about['cpu']}, one thread, torch {about['versions']['torch']}.\n"
+    return table(["a step over the plain one (the first one)", *works], body) + made
+
+
+def measured(name: str, work: Work, device: torch.device, turns: int) -> list[dict[str, Any]]:
+    """A row for each option."""
+    torch._dynamo.reset()  # type: ignore[no-untyped-call]  # or networks of other shapes count against torch's limit
+    clock = time.perf_counter if device.type == "cuda" else time.thread_time
+    times: dict[str, list[float]] = {option: [] for option in OPTIONS}
+    steps = {option: _step(work, device, *switches) for option, switches in OPTIONS.items()}
+    for _ in range(turns + 3):
+        for option, step in steps.items():
+            began = clock()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times[option].append(clock() - began)
+    rows = []
+    for option, (first, *_warm) in times.items():
+        ratios = [own / plain for own, plain in zip(times[option][3:], times[PLAIN][3:], strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4)
+        rows.append(
+            {
+                "work": name,
+                "option": option,
+                "first_s": first,
+                "milliseconds": 1000 * statistics.median(times[option][3:]),
+                "over_plain": median,
+                "quartiles": [low, high],
+            }
+        )
+    return rows
+
+
+def _step(work: Work, device: torch.device, channels_last: bool, compiled: bool, half: bool) -> Callable[[], None]:
+    """One step on a model of its own and the batch that all share."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = work.plan(BARE, Path(folder)).job
+    shape = (3, work.size, work.size)
+    model, index = build_model(job, shape).to(device).train(), torch.arange(work.batch_size, device=device)
+    accelerate(model, channels_last=channels_last, compiled=compiled)
+    optimizer, generator = optimizer_for(model, job.local), seeds.torch_stream(0, "views")
+    views = [torch.rand(work.batch_size, *shape, generator=generator).to(device) for _ in range(2)]
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = job.method.loss(model, Batch(views, index), Step(1, 1, 0, 1)).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        commit_statistics(model)
+
+    return step
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
