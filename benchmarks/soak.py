@@ -144,7 +144,7 @@ def _kill_node(real: Federation, note: Callable[[str], None]) -> None:
 
 
 def _supervise(real: Federation, name: str, start: Callable[[], Any]) -> None:
-    """Begin a node again whenever it ends, as systemd does: its key is refused until the SuperLink misses the old one."""
+    """Begin a node again whenever it ends, as systemd does: its key is refused until the old one is missed."""
 
     def watch() -> None:
         while name in real.processes:
