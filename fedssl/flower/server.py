@@ -182,9 +182,8 @@ def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -
     failures = [{"round": at, **each} for each in told]
     run.spent.update(statement.spent(tally.rows))
     if failures and job.privacy.private:
-        logs = (run.rundir.rows(name) for name in ("clients.jsonl", "failures.jsonl"))
-        here = [{"round": at, **r} for r in tally.rows], failures
-        rows, gone = ([*log, *new] for log, new in zip(logs, here, strict=True))
+        rows = [*run.rundir.rows("clients.jsonl"), *({"round": at, **r} for r in tally.rows)]
+        gone = [*run.rundir.rows("failures.jsonl"), *failures]
         run.spent.update(statement.with_lost(rows, gone))
     row |= turns.summary(attendance, at, asynchronous)
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
