@@ -86,8 +86,9 @@ class Federation:
     ) -> subprocess.Popen[bytes]:
         """Start a SuperNode; `port`: where it reaches the SuperLink, if not directly."""
         signed = ["--auth-supernode-private-key", str(key)] if key else []
+        retries = ["--max-retries", "2"] if authority else []  # one that cannot connect would try for ever
         return self.begin(
-            name, "flower-supernode", "--superlink", f"127.0.0.1:{port or self.port}", "--root-certificates",
+            name, "flower-supernode", *retries, "--superlink", f"127.0.0.1:{port or self.port}", "--root-certificates",
             str(authority or self.folder / "keys" / "ca.crt"), *signed, "--port", str(free_port()), "--node-config",
             f'partition-id={client} data-dir="{place}" state-dir="{self.folder / "state"}"',
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """A deployment that is hurt while it runs: `python -m benchmarks.soak`.
 
-A SuperLink and SuperNodes with data of their own, under TLS and with keys, on the loopback interface. After a quarter
-of the rounds a node is killed (kill -9) and restarted until the SuperLink takes it back; after half of them another
+A SuperLink and SuperNodes with data of their own, under TLS and with keys, on the loopback interface. Nodes that end
+are begun again, as by systemd. After a quarter of the rounds a node is killed (kill -9); after half of them another
 node's network is cut for a while; after three quarters the SuperLink is killed and restarted. At the end the arrays
 must be, bit for bit, those of a simulation in which the same clients took part in each round.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -31,6 +32,7 @@ from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 
 RESULTS = Path(__file__).resolve().parent / "results" / "soak.json"
+_PAUSE_S = 15.0  # before a node that has ended is begun again
 OPTIONS = (
     *("data=npz", "data.path=", "data.augment.mean=[0.5]", "data.augment.std=[0.25]"),
     *("partition=sites", "partition.shape=[1,8,8]", "encoder.width=4", "encoder.dim=8", "method.hidden=16"),
@@ -71,8 +73,9 @@ def soak(real: Federation, chosen: argparse.Namespace) -> dict[str, Any]:
         n: lambda n=n: real.node(f"node-{n}", n, places[n], folder / "keys" / f"node-{n}.key", None, ports.get(n, 0))
         for n in range(chosen.nodes)
     }
-    for start in started.values():
+    for number, start in started.items():
         start()
+        _supervise(real, f"node-{number}", start)
     options = (*OPTIONS, f"federation.clients={chosen.nodes}", f"federation.rounds={chosen.rounds}")
     told_of = [*options, f"federation.timeout_s={chosen.deadline}", "name=deployed"]
     os.environ.update(real.environment)
@@ -86,7 +89,7 @@ def soak(real: Federation, chosen: argparse.Namespace) -> dict[str, Any]:
         print(f"{_since(began):7.1f} s, after round {events[-1]['after_round']}: {what}", flush=True)
 
     faults: list[tuple[int, Callable[[], None]]] = [
-        (max(1, chosen.rounds // 4), lambda: _kill_node(real, started[1], note)),
+        (max(1, chosen.rounds // 4), lambda: _kill_node(real, note)),
         (max(2, chosen.rounds // 2), lambda: _cut(wire, chosen.cut, note)),
         (max(3, 3 * chosen.rounds // 4), lambda: _kill_superlink(real, note)),
     ]
@@ -135,23 +138,23 @@ def _since(began: float) -> float:
     return round(time.monotonic() - began, 1)
 
 
-def _kill_node(real: Federation, start: Callable[[], Any], note: Callable[[str], None]) -> None:
-    real.kill("node-1")
+def _kill_node(real: Federation, note: Callable[[str], None]) -> None:
+    os.killpg(real.processes["node-1"].pid, signal.SIGKILL)
     note("node 1 killed")
 
-    def supervise() -> None:  # as systemd does: its key is refused until the SuperLink has noticed that it is gone
-        while True:
-            time.sleep(10)
-            process = start()
-            for _ in range(200):
-                time.sleep(0.1)
-                if process.poll() is not None:
-                    break
-            else:
-                note("node 1 is back")
-                return
 
-    threading.Thread(target=supervise, daemon=True).start()
+def _supervise(real: Federation, name: str, start: Callable[[], Any]) -> None:
+    """Begin a node again whenever it ends, as systemd does: its key is refused until the old one is missed."""
+
+    def watch() -> None:
+        while name in real.processes:
+            if real.processes[name].poll() is not None:
+                time.sleep(_PAUSE_S)
+                if name in real.processes:
+                    start()
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _cut(wire: Wire, seconds: float, note: Callable[[str], None]) -> None:

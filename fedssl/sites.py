@@ -37,9 +37,8 @@ class Sites:
     uses_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.shape, list | tuple) and self.shape):
-            raise ConfigError(f"partition.shape={self.shape} is no shape of an example: grey images have [1,28,28]")
-        object.__setattr__(self, "shape", _nested(self.shape))  # a list has no hash
+        if isinstance(self.shape, list | tuple):
+            object.__setattr__(self, "shape", _nested(self.shape))  # a list has no hash
 
     def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
         """Nothing is divided."""
@@ -60,7 +59,13 @@ class Sites:
 
     @property
     def blank(self) -> Data:
-        """What a server has that holds no data: a shape."""
+        """What a server has that holds no data: a shape.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        if not (isinstance(self.shape, tuple) and self.shape):
+            raise ConfigError(f"partition.shape={self.shape} is no shape of an example: grey images have [1,28,28]")
         return Data(Blank(self.shape), Blank(self.shape), ())
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import socket
 import stat
 import subprocess
+import threading
 import tomllib
 import urllib.error
 import urllib.request
@@ -19,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from benchmarks.nodes import Federation, federation
+from benchmarks.nodes import Federation, Wire, federation
 from fedssl import config
 from fedssl.errors import ConfigError, FedsslError, ProtocolError
 from fedssl.flower.deploy import keys, site, submit
@@ -173,3 +176,31 @@ def test_another_version_and_an_unreadable_number_are_refused() -> None:
     for wrong in ({}, {"partition-id": "0"}, {"partition-id": -1}, {"partition-id": True}):
         with pytest.raises(ConfigError, match="a number of its own from 0 on"):
             site.client_of(wrong)
+
+
+def test_the_wire_of_the_soak_can_be_cut_and_mended() -> None:
+    def echo(listener: socket.socket) -> None:
+        for _ in range(2):
+            near, _ = listener.accept()
+            with near, contextlib.suppress(ConnectionError):
+                while content := near.recv(64):
+                    near.sendall(content)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=echo, args=(listener,), daemon=True).start()
+    wire = Wire(listener.getsockname()[1])
+    near = socket.create_connection(("127.0.0.1", wire.port), timeout=10)
+    near.sendall(b"one")
+    assert near.recv(64) == b"one"
+    wire.cut()
+    with contextlib.suppress(ConnectionError):
+        assert near.recv(64) == b""
+    refused = socket.create_connection(("127.0.0.1", wire.port), timeout=10)
+    with refused, contextlib.suppress(ConnectionError):
+        assert refused.recv(64) == b""
+    wire.mend()
+    with socket.create_connection(("127.0.0.1", wire.port), timeout=10) as again:
+        again.sendall(b"two")
+        assert again.recv(64) == b"two"
+    near.close()
+    listener.close()

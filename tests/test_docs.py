@@ -20,7 +20,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<kind>bash|python|yaml)\n(?P<code>.*?)```", re.DOTALL)
 # What a reader runs at full size is run here for one round, on few examples; pages on figures have them drawn.
 SMALL = ["federation.rounds=1", "evaluate.every=0", "evaluate.repeats=1", "device=cpu", "baselines=false"]
-FEWER = {"digits": ["data.test_fraction=0.7"], "joined": [], "any other": ["data.train=300", "data.test=100"]}
+FEWER = {
+    "digits": ["data.test_fraction=0.7"],
+    "joined": [],
+    "npz": [],
+    "any other": ["data.train=300", "data.test=100"],
+}
 DRAWN = ("README.md", "runs.md", "collapse.md")
 
 

@@ -18,6 +18,7 @@ from fedssl.config import Plan
 from fedssl.errors import ConfigError, ProtocolError, ResumeError
 from fedssl.flower import codec, server, state_files
 from fedssl.flower.deploy import site
+from fedssl.privacy import statement
 from fedssl.privacy.ledger import Ledger
 from fedssl.rundir import RunDirectory
 
@@ -177,7 +178,9 @@ def test_late_and_old_replies_are_not_merged(plan: Compose) -> None:
     slow = Slow(configs(3), delay)
     rundir = run_on(slow, plan(*FORGIVING, "federation.timeout_s=0.4", "federation.rounds=3"))
     assert len(held) == 1
-    assert rundir.rows("failures.jsonl") == [{"round": 1, "client": 0, "why": "client 0 did not reply in time"}]
+    assert rundir.rows("failures.jsonl") == [
+        {"round": 1, "client": 0, "why": "client 0 did not reply in time", "asked": True}
+    ]
     same_in_one_process(rundir, plan, "federation.rounds=3")
     # An instruction outlives its round by no more than the clocks of nodes may differ (Flower lets them by 305 s).
     assert {message.metadata.ttl for message in slow.sent} == {0.4 + 330}
@@ -196,7 +199,7 @@ def test_nodes_that_come_late_leave_and_return(plan: Compose) -> None:
 
     link = Link(configs(3), leave)
     rundir = run_on(link, plan(*FORGIVING, "federation.rounds=3"))
-    assert rundir.rows("failures.jsonl") == [{"round": 2, "client": 2, "why": "client 2 has no node"}]
+    assert rundir.rows("failures.jsonl") == [{"round": 2, "client": 2, "why": "client 2 has no node", "asked": False}]
     assert [row["clients"] for row in rundir.rows()] == [3, 2, 3]
     same_in_one_process(rundir, plan, "federation.rounds=3")
 
@@ -295,6 +298,30 @@ def test_no_privacy_budget_is_forgotten_or_spent_twice(
         assert other == [(at, 1, steps) for at in (1, 2, 3)]
         assert sorted(mine) == [(1, 1, steps), (2, 1, steps), (2, 2, steps), (3, 1, steps)]
     assert resumed.read("privacy.json")["epsilon"] > straight.read("privacy.json")["epsilon"]
+
+
+def test_what_a_lost_reply_may_have_told_is_paid(plan: Compose, tmp_path: Path) -> None:
+    """Client 1's last reply and client 2's only ones come to nothing: their steps are in the claim all the same."""
+    private = ("privacy=example", "privacy.noise_multiplier=2.0", "privacy.epsilon=null", "privacy.sample_rate=0.2")
+    options = (*private, "method=byol", "method.norm=group", "federation.rounds=3")
+
+    def lose(message: Message, context: Context, reply: Message) -> Message:
+        client, at = context.node_config["partition-id"], at_round(message)
+        spoilt = client == 2 or (client, at) == (1, 3)
+        return swap(reply, **{KEY: Array(value(reply, KEY) * np.nan)}) if spoilt else reply
+
+    nodes = configs(3, **{"state-dir": str(tmp_path / "node")})
+    lossy = run_on(Link(nodes, lose), plan(*options, *FORGIVING, name="lossy"))
+    straight = run_on(Link(nodes), plan(*options, name="straight"))
+    assert [row["client"] for row in lossy.rows("clients.jsonl")] == [0, 1, 0, 1, 0]
+    claims = [run.read("privacy.json") for run in (lossy, straight)]
+    assert claims[0]["epsilon"] == pytest.approx(claims[1]["epsilon"], rel=1e-9)
+    assert claims[0]["data_sets"] == claims[1]["data_sets"] == 3
+    rows = [{"client": 0, "round": 1, "spent": 5, "noise_multiplier": 1.0, "sample_rate": 0.1}]
+    lost = [{"client": 1, "round": 1}, {"client": 0, "round": 2}, {"client": 2, "round": 1, "asked": False}]
+    assert {c: r.count for c, r in statement.with_lost(rows, lost).items()} == {0: 10, 1: 5}
+    assert {c: r.count for c, r in statement.with_lost(rows, [{"client": 0, "round": 1}]).items()} == {0: 5}
+    assert statement.with_lost([], lost) == {}
 
 
 def test_a_full_disk_on_a_node_is_the_nodes_failure(
@@ -436,6 +463,8 @@ def test_bad_data_on_a_node_is_one_sentence(plan: Compose, sites: list[str], tmp
         run_on(Link([good, {**good, "partition-id": 1}]), plan("federation.clients=2", name="common"))
     with pytest.raises(ConfigError, match="engine.sites names 1 places of data for 3 clients"):
         execute(own(plan, f"engine.sites=[{sites[0]}]", name="few"))
+    with pytest.raises(ConfigError, match="partition.shape=7 is no shape of an example"):
+        run_on(Link([good] * 3), own(plan, "partition.shape=7", name="shapeless"))
     with pytest.raises(ConfigError, match="baselines=true trains on the union"):
         execute(own(plan, "baselines=true", f"engine.sites=[{','.join(sites)}]", name="union"))
     with pytest.raises(ConfigError, match="is not read from one place"):

@@ -80,7 +80,7 @@ def federate(
             run.history.models.update({at: tree.like(model, initial) for at, model in point.past.items()})
         run.history.models[done] = now
         run.history.merges.extend(int(row["round"]) for row in rundir.rows() if not row.get("skipped"))
-        run.spent.update(statement.spent(rundir.rows("clients.jsonl")))
+        run.spent.update(statement.with_lost(rundir.rows("clients.jsonl"), rundir.rows("failures.jsonl")))
         run.aggregation.replay(rundir.attempts(), done)
         rundir.resumed(done)
         _restore_clients(run, done)
@@ -178,7 +178,13 @@ def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -
     else:
         run.history.merges.append(at)
     row |= tally.means(("loss", "drift")) | run.aggregation.row
+    told = ({"client": client, "why": why, "asked": client in turn_of} for client, why in sorted(tally.failed.items()))
+    failures = [{"round": at, **each} for each in told]
     run.spent.update(statement.spent(tally.rows))
+    if failures and job.privacy.private:
+        rows = [*run.rundir.rows("clients.jsonl"), *({"round": at, **r} for r in tally.rows)]
+        gone = [*run.rundir.rows("failures.jsonl"), *failures]
+        run.spent.update(statement.with_lost(rows, gone))
     row |= turns.summary(attendance, at, asynchronous)
     row["bytes_up"] = sum(r["bytes_up"] for r in tally.rows)
     asked = tally.bytes_down or not turn_of  # else too few were there to begin, and nobody was sent the model
@@ -195,7 +201,6 @@ def _round(run: Running, strategy: Any, at: int, now: Arrays, initial: Arrays) -
     run.history.add(at, merged, job.participation.max_staleness)
     if asynchronous:
         tally.rows = [{**r, "staleness": turn_of[int(r["client"])].staleness(at)} for r in tally.rows]
-    failures = [{"round": at, "client": client, "why": why} for client, why in sorted(tally.failed.items())]
     run.rundir.log(row, [{"round": at, **r} for r in tally.rows], parts, failures)
     run.last.update({int(r["client"]): at for r in tally.rows if r.get("steps", 1)})
     if at % job.checkpoint_every == 0 or at == job.federation.rounds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedssl.privacy.accountant import FAST, Accountant, Release, compose, curve, worst
@@ -62,6 +62,37 @@ def spent(rows: Iterable[Mapping[str, Any]]) -> dict[int, Release]:
         if "spent" in row:
             last[int(row["client"])] = Release(row["noise_multiplier"], row["sample_rate"], int(row["spent"]))
     return last
+
+
+def with_lost(rows: Sequence[Mapping[str, Any]], failures: Iterable[Mapping[str, Any]]) -> dict[int, Release]:
+    """`spent`, and the turns whose replies were lost or refused, which somebody may have seen all the same.
+
+    Until a client's next reply says what it has spent in all, each of them counts as much as the costliest turn of any
+    client.
+
+    Args:
+        rows: of clients.jsonl.
+        failures: of failures.jsonl; those of clients that were never asked cost nothing.
+    """
+    found, heard, turn = spent(rows), dict[int, int](), 0
+    before: dict[int, int] = {}
+    for row in rows:
+        if "spent" in row:
+            client, total = int(row["client"]), int(row["spent"])
+            turn = max(turn, total - before.get(client, 0))
+            before[client], heard[client] = total, int(row["round"])
+    lost: dict[int, int] = {}
+    for row in failures:
+        client = int(row["client"])
+        if row.get("asked", True) and int(row["round"]) > heard.get(client, 0):
+            lost[client] = lost.get(client, 0) + 1
+    costliest = worst(list(found.values()), DELTAS[2])
+    if costliest is None:  # nobody has ever been heard
+        return found
+    for client, count in lost.items():
+        known = found.get(client, replace(costliest, count=0))
+        found[client] = replace(known, count=known.count + count * turn)
+    return found
 
 
 def running(releases: Sequence[Release], delta: float) -> float | None:

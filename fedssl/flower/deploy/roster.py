@@ -16,6 +16,7 @@ from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import exchange, reason
 
 _START_S = 120.0  # how long a run waits for its first nodes
+_AGAIN_S = 30.0  # how often a node that has not said who it is is asked again
 _ANSWER_S = 120.0  # how long a node may take to say who it is: it starts a process for that
 
 
@@ -54,6 +55,7 @@ class Roster(Mapping[int, int]):
         self._client_of: dict[int, int] = {}  # by node, those that have said who they are
         self._node_of: dict[int, int] = {}
         self._refused: dict[int, str] = {}  # by node, why one has not
+        self._asked: dict[int, float] = {}  # by node, when
         self.forgetful: set[int] = set()
 
     def __getitem__(self, client: int) -> int:
@@ -99,6 +101,9 @@ class Roster(Mapping[int, int]):
         return {client for client in wanted if self._node_of.get(client) in online}
 
     def _ask(self, nodes: list[int]) -> None:
+        now = time.monotonic()
+        nodes = [node for node in nodes if now - self._asked.get(node, -_AGAIN_S) >= _AGAIN_S]
+        self._asked.update(dict.fromkeys(nodes, now))
         questions = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
         for reply in exchange(self._grid, questions, self._timeout_s):
             node = reply.metadata.src_node_id
