@@ -463,6 +463,8 @@ def test_bad_data_on_a_node_is_one_sentence(plan: Compose, sites: list[str], tmp
         run_on(Link([good, {**good, "partition-id": 1}]), plan("federation.clients=2", name="common"))
     with pytest.raises(ConfigError, match="engine.sites names 1 places of data for 3 clients"):
         execute(own(plan, f"engine.sites=[{sites[0]}]", name="few"))
+    with pytest.raises(ConfigError, match="partition.shape=7 is no shape of an example"):
+        run_on(Link([good] * 3), own(plan, "partition.shape=7", name="shapeless"))
     with pytest.raises(ConfigError, match="baselines=true trains on the union"):
         execute(own(plan, "baselines=true", f"engine.sites=[{','.join(sites)}]", name="union"))
     with pytest.raises(ConfigError, match="is not read from one place"):

@@ -43,7 +43,7 @@ def test_a_turn_is_a_real_one(plan: Compose) -> None:
 
 
 def test_a_private_turn_and_one_under_a_hidden_sum(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    private = ("method=byol", "method.norm=layer", "privacy=example", "privacy.sample_rate=0.25")
+    private = ("method=byol", "method.norm=layer", "privacy=example", "privacy.sample_rate=1.0", "local.epochs=4")
     known = ("privacy.epsilon=null", "privacy.noise_multiplier=1.0", "federation.rounds=1")
     job = plan(*private, *known, "aggregation=secure").job
     out = io.StringIO()
