@@ -156,37 +156,39 @@ class Wire:
     """A cable between a node and its SuperLink that can be cut: forwards connections of a port to another."""
 
     def __init__(self, port: int) -> None:
-        self._target, self._whole, self._open = port, True, set[socket.socket]()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._target, self._open = port, set[socket.socket]()
+        self._listener: socket.socket | None = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def cut(self) -> None:
         """Every connection breaks, and none can be made."""
-        self._whole = False
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+            listener.close()
         for end in list(self._open):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def mend(self) -> None:
         """Connections can be made again."""
-        self._whole = True
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
-    def _accept(self) -> None:
-        while True:
-            near, _ = self._listener.accept()
-            if self._whole:
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
                 threading.Thread(target=self._carry, args=(near,), daemon=True).start()
-            else:
-                near.close()
 
     def _carry(self, near: socket.socket) -> None:
         with suppress(OSError), near, socket.create_connection(("127.0.0.1", self._target)) as far:
             self._open |= {near, far}
-            while self._whole:
-                for end in select.select([near, far], [], [], 1.0)[0]:
+            while True:
+                for end in select.select([near, far], [], [])[0]:
                     content = end.recv(1 << 16)
                     if not content:
+                        self._open -= {near, far}
                         return
                     (far if end is near else near).sendall(content)
-        self._open.discard(near)
