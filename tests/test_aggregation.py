@@ -28,8 +28,9 @@ def test_a_strategy_that_reads_the_mean_cannot_tell_the_difference(strategy: str
     common = ("method=byol", f"strategy={strategy}", "partition=iid", "local.optimizer=sgd", "local.lr=0.01")
     each = final_arrays(execute(plan(*common, name="each")))
     mean = final_arrays(execute(plan(*common, "aggregation=mean", name="mean")))
+    loose = 1e-3 if strategy == "fedyogi" else 1e-5  # a tenth of its step: its second moment has a sign, which may flip
     for key, value in each.items():  # a change travels in float32, so the last bits differ
-        np.testing.assert_allclose(mean[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
+        np.testing.assert_allclose(mean[key], value, rtol=1e-4, atol=loose, err_msg=key)
 
 
 def test_the_server_learns_who_came_and_nothing_else(plan: Compose) -> None:
