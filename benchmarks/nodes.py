@@ -128,6 +128,7 @@ def federation(folder: Path, nodes: int) -> Iterator[Federation]:
     port = free_port()
     environment = {
         **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower's daemons look for one another there
         "PYTHONPATH": str(ROOT),
         "FLWR_HOME": str(folder / "home"),
         "FLWR_TELEMETRY_ENABLED": "0",

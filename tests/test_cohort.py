@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import assert_same, execute, final_arrays, tiny
 from test_laws import interrupted
-from test_methods import CASES
+from test_methods import CASES, Precise
 
 from fedssl import config
 from fedssl.client import FitResult, Pull, Training
@@ -39,19 +39,6 @@ def job_of(method: str, *overrides: str, modality: str = "images") -> Job:
     options = tiny(f"method={method}", *PLAIN, *split, *overrides, modality=modality)
     unused = ("partition.alpha=1.0", "encoder.dim=8" if "encoder=resnet18" in overrides else "")
     return config.compose([o for o in options if o not in unused]).job
-
-
-class Precise:
-    """Examples in float64, where what is not a mistake is small."""
-
-    def __init__(self, data: Any) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def batch(self, index: torch.Tensor) -> Any:
-        return self.data.batch(index).double()
 
 
 def trainings(job: Job, precise: bool = True, **options: Any) -> list[Training]:

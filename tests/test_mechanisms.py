@@ -63,10 +63,11 @@ def test_gradient_caching_holds_few_activations() -> None:
 
 
 def test_micro_batches_train_the_same_model(plan: Compose) -> None:
-    whole = final_arrays(execute(plan(name="whole")))
-    pieces = final_arrays(execute(plan("privacy.micro_batch=3", name="pieces")))
+    plain = ("local.optimizer=sgd", "local.momentum=0")  # an adaptive step makes a whole one of a gradient's rounding
+    whole = final_arrays(execute(plan(*plain, name="whole")))
+    pieces = final_arrays(execute(plan(*plain, "privacy.micro_batch=3", name="pieces")))
     for key, value in whole.items():
-        np.testing.assert_allclose(pieces[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+        np.testing.assert_allclose(pieces[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
 def test_micro_batches_refuse_batch_norm_in_the_encoder(plan: Compose) -> None:

@@ -162,7 +162,7 @@ def test_clients_with_one_modality_train_their_tower_and_leave_the_other_alone(t
     assert [row["bytes_up"] for row in rows] == [total, total - sizes["encoder.s"], total - sizes["encoder.first"]]
 
     from fedssl.client import fit
-    from fedssl.flower.client_app import shard_of
+    from fedssl.shards import shard_of
 
     job, device = plan.job, torch.device("cpu")
     initial = build_model(job, DRAWN)

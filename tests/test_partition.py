@@ -342,7 +342,9 @@ def test_heterogeneity_of_known_splits() -> None:
     assert unequal == {"gini": pytest.approx(0.49), "smallest": 1.0, "largest": 99.0}
 
 
-@pytest.mark.parametrize("name", [name for name in config.options_of("partition") if name not in ("file", "virtual")])
+@pytest.mark.parametrize(
+    "name", [name for name in config.options_of("partition") if name not in ("file", "virtual", "sites")]
+)
 def test_every_option_splits_and_says_whether_it_reads_labels(name: str) -> None:
     """What holds of every partition, for each yaml, with the bits of its seed alone."""
     configured = config.compose([f"partition={name}", "federation.clients=6"]).job.partition

@@ -104,7 +104,7 @@ def test_clients_without_a_modality_send_less(tmp_path: Path) -> None:
 
 
 def test_compressed_runs_learn_nearly_the_same(plan: Compose) -> None:
-    options = ("federation.rounds=4", "data.train=120")
+    options = ("federation.rounds=4", "data.train=120", "local.optimizer=sgd", "local.lr=0.05")
     exact = execute(plan(*options, name="none"))
     for name, share in (("float16", 0.55), ("int8", 0.32), ("topk", 0.2)):
         coded = execute(plan(*options, f"compression={name}", name=name))

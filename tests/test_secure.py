@@ -230,10 +230,10 @@ def test_it_is_the_uniform_mean_up_to_a_step_and_the_server_sees_noise(
     seen: list[Any] = []
     original = Server.one
 
-    def spy(self: Server, replies: Any, client_of: Any) -> Any:
+    def spy(self: Server, replies: Any, *rest: Any) -> Any:
         replies = list(replies)
         seen.extend(reply.content for reply in replies)
-        return original(self, iter(replies), client_of)
+        return original(self, iter(replies), *rest)
 
     monkeypatch.setattr(Server, "one", spy)
     common = (*SGD, "federation.rounds=1", "encoder.norm=batch", "evaluate.every=1")

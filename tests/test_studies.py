@@ -221,7 +221,7 @@ def test_the_yaml_says_what_it_measures_and_how_long(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "study needs one of augmentation, "),
+        ("", "study needs one of attackers, augmentation, "),
         ("nothing", "'nothing' was given"),
         ("teacher tiny", "'tiny' is not an option"),
         ("teacher study.decay=0.5", "did you mean decays"),
