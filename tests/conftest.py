@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -70,6 +71,14 @@ def _composed_once() -> None:
 
 
 _composed_once()
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of collected tests need no look by the garbage collector, which Flower calls for every reply."""
+    gc.collect()
+    gc.freeze()
+
+
 SMALL_DATA = ("data.train=60", "data.test=30", "data.classes=3")
 MODALITIES = {  # each with features of 8 numbers
     "images": ("data=synthetic", *SMALL_DATA, "data.size=8", "encoder.width=4", "encoder.dim=8"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import socket
 import stat
@@ -22,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from benchmarks.nodes import Federation, Wire, federation
+from benchmarks.nodes import ROOT, Federation, Wire, federation
 from fedssl import config
 from fedssl.errors import ConfigError, FedsslError, ProtocolError
 from fedssl.flower.deploy import keys, site, submit
@@ -203,3 +204,12 @@ def test_the_wire_of_the_soak_can_be_cut_and_mended() -> None:
         assert again.recv(64) == b"two"
     near.close()
     listener.close()
+
+
+@pytest.mark.parametrize("unit", sorted((ROOT / "deploy" / "systemd").glob("*.service")), ids=lambda path: path.stem)
+def test_units_find_what_flower_starts_by_name(unit: Path) -> None:
+    text = unit.read_text()
+    command = re.search(r"^ExecStart=(\S+)/flower-\w+ ", text, re.MULTILINE)
+    assert command
+    assert f"\nEnvironment=PATH={command[1]}:" in text
+    assert "\nRestart=always\n" in text

@@ -294,7 +294,7 @@ def test_the_constructor_refuses_widths_that_make_no_head(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "modality"),
     [
-        case
+        pytest.param(*case, marks=() if case[1] == "images" and own(case[0]) else pytest.mark.slow)
         for case in CASES
         if case[1] in LEARNING and case not in NOT_IN_SECONDS and (case[1] == "images" or own(case[0]))
     ],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ from fedssl.setup import data_of, device_of, initial_model, shares_of, untrained
 from fedssl.shards import described, parts_of
 
 
+@cache
+def _spare() -> None:
+    """Once in a process: let garbage collections pass over what has been imported, which takes up to half a second each.
+
+    Flower's robust strategies ask for one for every reply that they read.
+    """
+    gc.freeze()
+
+
 def federate(
     grid: Grid, job: Job, rundir: RunDirectory, reporter: Reporter, state_dir: Path | None = None
 ) -> dict[str, Any]:
@@ -57,6 +67,7 @@ def federate(
         FedsslError: for everything a person can mend; finished rounds stay in the directory.
     """
     torch.set_num_threads(job.threads)
+    _spare()
     job.check()
     checks.holders(job)
     job.attendance(1)  # a trace that cannot be read ends the run before it begins
