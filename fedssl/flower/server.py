@@ -44,7 +44,7 @@ from fedssl.shards import described, parts_of
 
 @cache
 def _spare() -> None:
-    """Once in a process: let garbage collections pass over what has been imported, which takes up to half a second each.
+    """Once in a process: let garbage collections pass over what has been imported, which takes up to half a second.
 
     Flower's robust strategies ask for one for every reply that they read.
     """
