@@ -11,14 +11,13 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.machine import machine
-from benchmarks.speed import PAGE, put, table
 from benchmarks.workload import BARE, ROOT, Work
 from fedssl import seeds
 from fedssl.acceleration import accelerate
@@ -63,21 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     about = {"command": "python -m benchmarks.fast_steps", "machine": {**machine(), **gpu}, "turns": chosen.turns}
-    result = {**about, "device": device.type, "rows": rows}
-    write_json(chosen.out, result)
-    if device.type == "cpu" and chosen.out == RESULTS:
-        put(ROOT / "docs" / PAGE, "fast_steps", shown(result))
+    write_json(chosen.out, {**about, "device": device.type, "rows": rows})
     return 0
-
-
-def shown(result: Mapping[str, Any]) -> str:
-    """Options by workloads: their step's time over the plain one's, and the seconds of the first."""
-    about = result["machine"]
-    works = dict.fromkeys(row["work"] for row in result["rows"])
-    cells = {(r["option"], r["work"]): f"{r['over_plain']:.2f} ({r['first_s']:.1f} s)" for r in result["rows"]}
-    body = [[option, *(cells[option, work] for work in works)] for option in OPTIONS if option != PLAIN]
-    made = f"\n{about['date'][:10]}, {about['cpu']}, one thread, torch {about['versions']['torch']}.\n"
-    return table(["a step over the plain one (the first one)", *works], body) + made
 
 
 def measured(name: str, work: Work, device: torch.device, turns: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import cost, fast_steps, speed, workload
+from benchmarks import cost, speed, workload
 from benchmarks.workload import BARE, BY_HAND, ROOT, Work
 
 TINY = Work(clients=5, rounds=2, examples=8, batch_size=4, size=8, width=4)
@@ -77,11 +77,10 @@ def test_the_pages_are_those_of_the_stored_numbers(docs: Path) -> None:
     result = json.loads(speed.RESULTS.read_text())
     for page in (speed.PAGE, cost.PAGE):
         text = (docs / page).read_text()
-        assert text.count("<!-- begin: python -m benchmarks, ") == (4 if page == speed.PAGE else 3)
+        assert text.count("<!-- begin: python -m benchmarks, ") == 3
         (docs / page).write_text(text.replace("| ", "| stale "))
     speed.write_tables(result, docs)
     cost.write(result, docs)
-    speed.put(docs / speed.PAGE, "fast_steps", fast_steps.shown(json.loads(fast_steps.RESULTS.read_text())))
     for page in (speed.PAGE, cost.PAGE):
         for part in (docs / page).read_text().split("<!-- begin: python -m benchmarks, ")[1:]:
             written = part.split(speed.END)[0]
