@@ -73,6 +73,20 @@ def _composed_once() -> None:
 _composed_once()
 
 
+SLOW = (  # whole files of `make test-all`: studies, attacks and measurements, whose runs take minutes together
+    *("test_alarms", "test_attackers", "test_audit_federation", "test_audit_mechanisms", "test_audit_runs"),
+    *("test_benchmarks", "test_distillation", "test_fits", "test_privacy_utility", "test_studies", "test_studies_c"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark them before pytest deselects what is slow."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     """Thousands of collected tests need no look by the garbage collector, which Flower calls for every reply."""
     gc.collect()

@@ -52,6 +52,7 @@ def test_channels_last_moves_bytes_and_no_values(method: str, encoder: str) -> N
 
 @needs_compiler
 @pytest.mark.filterwarnings("default")  # those of torch's own compiler
+@pytest.mark.slow
 def test_a_compiled_network_takes_the_same_steps() -> None:
     options = ("partition=iid", "federation.clients=4", "method.norm=layer", "local.epochs=1")  # compiled once
     _, expected = trained(job_of("simclr", *options))

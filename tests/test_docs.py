@@ -75,7 +75,12 @@ def smaller(page: Path, words: list[str]) -> list[str]:
     return [*SMALL, *fewer, *([] if page.name in ("README.md", "runs.md") else ["evaluate.final=false"])]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+LONG = ("audits.md", "client_privacy.md", "strategies.md", "studies.md")  # `make test-all` runs them
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.name, marks=pytest.mark.slow if p.name in LONG else ()) for p in PAGES]
+)
 def test_commands_and_code_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, because importing torch costs more than most commands."""
     monkeypatch.chdir(tmp_path)
@@ -93,6 +98,7 @@ def test_commands_and_code_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
             assert cli.answer(content) == 0, content
 
 
+@pytest.mark.slow
 def test_the_extensions_join_the_contract(copy: Path, tmp_path: Path) -> None:
     files = [match for match in BLOCK.finditer((ROOT / "docs" / "extending.md").read_text()) if match["file"]]
     assert len(files) == 4

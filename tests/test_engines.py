@@ -46,6 +46,7 @@ def _rays_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @needs_ray
 @quiet_ray
+@pytest.mark.slow
 def test_ray_equals_in_process(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second round on, with what is kept between rounds; test_flwr_run.py has a run from the first."""
     options = (

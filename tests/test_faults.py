@@ -160,6 +160,7 @@ def test_a_spoilt_update_is_refused_where_only_a_mean_is_shown(plan: Compose) ->
     same_in_one_process(rundir, plan, *mean)
 
 
+@pytest.mark.slow
 def test_late_and_old_replies_are_not_merged(plan: Compose) -> None:
     """A reply that comes after its round, again, or to nobody's question counts for nothing."""
     held: list[Message] = []

@@ -291,10 +291,13 @@ def test_the_constructor_refuses_widths_that_make_no_head(name: str) -> None:
         model_of(job_of(name, "method.hidden=0"))
 
 
+QUICK = [(name, "images") for name in ("simclr", "simsiam", "vicreg")]  # the others: `make test-all`
+
+
 @pytest.mark.parametrize(
     ("name", "modality"),
     [
-        pytest.param(*case, marks=() if case[1] == "images" and own(case[0]) else pytest.mark.slow)
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
         for case in CASES
         if case[1] in LEARNING and case not in NOT_IN_SECONDS and (case[1] == "images" or own(case[0]))
     ],
