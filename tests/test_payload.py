@@ -104,9 +104,9 @@ def test_clients_without_a_modality_send_less(tmp_path: Path) -> None:
 
 
 def test_compressed_runs_learn_nearly_the_same(plan: Compose) -> None:
-    options = ("federation.rounds=4", "data.train=120")
+    options = ("federation.rounds=4", "data.train=120", "local.lr=0.0005")  # larger steps amplify any rounding
     exact = execute(plan(*options, name="none"))
-    for name, share, near in (("float16", 0.55, 0.05), ("int8", 0.32, 0.05), ("topk", 0.2, 0.1)):
+    for name, share, near in (("float16", 0.55, 0.02), ("int8", 0.32, 0.02), ("topk", 0.2, 0.1)):
         coded = execute(plan(*options, f"compression={name}", name=name))
         assert coded.rows()[0]["loss"] == exact.rows()[0]["loss"], "the first round starts from the same arrays"
         assert coded.rows()[-1]["loss"] == pytest.approx(exact.rows()[-1]["loss"], rel=near), name
