@@ -22,16 +22,17 @@ import torch
 
 from benchmarks.broken import Case, healthy, provoked
 from benchmarks.machine import machine
+from benchmarks.pages import put
 from fedssl import config, payload
 from fedssl.alarms import judge
-from fedssl.files import write_json, write_text
+from fedssl.files import write_json
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "alarms.json"
 PAGE = ROOT / "docs" / "collapse.md"
-BEGIN, END = "<!-- begin: python -m benchmarks.alarms -->\n", "<!-- end -->"
+COMMAND = "python -m benchmarks.alarms"  # marks its place in the page
 Row = Mapping[str, Any]
 
 
@@ -157,9 +158,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def write_tables(result: Mapping[str, Any], page: Path) -> None:
     """Put the tables between their marks in a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(page, f"{before}{BEGIN}{tables(result)}{END}{after}")
+    put(page, COMMAND, tables(result))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from benchmarks.pages import put
 from fedssl import config
 from fedssl.evaluation import Evaluator
 from fedssl.export import load_encoder
-from fedssl.files import write_json, write_text
+from fedssl.files import write_json
 from fedssl.model import to_arrays
 from fedssl.progress import Reporter
 from fedssl.setup import data_of, device_of
@@ -29,7 +30,7 @@ from fedssl.setup import data_of, device_of
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "compression.json"
 PAGE = ROOT / "docs" / "communication.md"
-BEGIN, END = "<!-- begin: python -m benchmarks.compression -->\n", "<!-- end -->"
+COMMAND = "python -m benchmarks.compression"  # marks its place in the page
 FORGETFUL = "compression.error_feedback=false"
 WAYS: Mapping[str, tuple[str, ...]] = {
     "none": ("compression=none",),
@@ -111,9 +112,7 @@ def _spreads(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def write_table(result: Mapping[str, Any], page: Path) -> None:
     """Put the table between its marks in a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(page, f"{before}{BEGIN}{table(result)}{END}{after}")
+    put(page, COMMAND, table(result))
 
 
 def main(arguments: Sequence[str]) -> int:

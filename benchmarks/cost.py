@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmarks.speed import RESULTS, Rows, about_text, later, put, table
+from benchmarks.pages import put
+from benchmarks.speed import COMMAND, RESULTS, Rows, about_text, later, table
 from fedssl.datasets.synthetic import BLOCK
 
 PAGE = "scaling.md"
@@ -192,9 +193,9 @@ def write(result: Mapping[str, Any], docs: Path) -> None:
     rows = result["rows"]
     constants = fit(rows)
     about = f"\n{about_text(result)}.\n"
-    put(docs / PAGE, "constants", constants_table(constants) + about)
-    put(docs / PAGE, "errors", errors_table(constants, rows))
-    put(docs / PAGE, "growth", growth(rows))
+    put(docs / PAGE, COMMAND.format("constants"), constants_table(constants) + about)
+    put(docs / PAGE, COMMAND.format("errors"), errors_table(constants, rows))
+    put(docs / PAGE, COMMAND.format("growth"), growth(rows))
 
 
 def measured() -> Constants:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import tempfile
@@ -17,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from benchmarks.compression import PAGE, ROOT, measured
 from benchmarks.machine import machine
-from fedssl.files import write_json, write_text
+from benchmarks.pages import put
+from fedssl.files import write_json
+from simulations.studies.federated.intervals import difference
 
 RESULTS = ROOT / "benchmarks" / "results" / "half.json"
-BEGIN, END = "<!-- begin: python -m benchmarks.half -->\n", "<!-- end: half -->"
+COMMAND = "python -m benchmarks.half"  # marks its place in the page
 PLAIN, WAYS = "none", ("float16", "float16 both ways", "int8")
 PROBES = {"linear_accuracy": "linear probe", "knn_accuracy": "kNN", "one_label_accuracy": "one label a class"}
 
@@ -64,21 +63,13 @@ def _mean(by_seed: Mapping[int, float]) -> str:
 
 def _beside(rows: Sequence[Mapping[str, Any]], way: str, key: str) -> str:
     plain, own = _of(rows, PLAIN, key), _of(rows, way, key)
-    mean, half = interval([own[seed] - plain[seed] for seed in own])
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval."""
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), float(half)
+    gain = difference([own[seed] for seed in own], [plain[seed] for seed in own])
+    return f"{gain.mean:+.2f} ({gain.mean - gain.half:+.2f} to {gain.mean + gain.half:+.2f})"
 
 
 def write_table(result: Mapping[str, Any], page: Path) -> None:
     """Put the table between its marks in a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(page, f"{before}{BEGIN}{table(result)}{END}{after}")
+    put(page, COMMAND, table(result))
 
 
 def main(arguments: Sequence[str]) -> int:

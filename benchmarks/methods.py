@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
+from benchmarks.pages import put
 from fedssl import config
-from fedssl.files import write_json, write_text
+from fedssl.files import write_json
 from fedssl.job import Job
 from fedssl.method import Batch, Step
 from fedssl.parts import Share
@@ -33,7 +34,7 @@ from fedssl.setup import build_model, shares_of
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
 PAGE = ROOT / "docs" / "methods.md"
-BEGIN, END = "<!-- begin: python -m benchmarks.methods -->\n", "<!-- end -->"
+COMMAND = "python -m benchmarks.methods"  # marks its place in the page
 BATCH = 64  # of the memory measurement
 SETTINGS = {"iid": ("partition=iid", "baselines=true"), "skewed": ("partition=dirichlet", "partition.alpha=0.1")}
 
@@ -151,9 +152,7 @@ def _spread(runs: Sequence[Mapping[str, Any]], setting: str, key: str) -> str:
 
 def write_table(result: Mapping[str, Any], page: Path) -> None:
     """Put the table between its marks in a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(page, f"{before}{BEGIN}{table(result)}{END}{after}")
+    put(page, COMMAND, table(result))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engines import EXACT
+from benchmarks.pages import put
 from benchmarks.workload import BARE, BY_HAND, RAY, ROOT, SYSTEMS
 from fedssl.figures import COLOURS, HATCHES, image, new, styled
 from fedssl.files import write_bytes, write_text
 
-BEGIN, END = "<!-- begin: python -m benchmarks, {} -->\n", "<!-- end -->"
+COMMAND = "python -m benchmarks, {}"  # marks the places in the pages
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
 PAGE, FULL, FIGURE = "engines.md", "speed.md", "speed.png"
 SHOWN = "small, batch 4, 16x16"  # in the figure
@@ -162,20 +163,12 @@ def figure(rows: Rows) -> Any:
     return drawing
 
 
-def put(page: Path, name: str, text: str) -> None:
-    """Put text between the marks of that name."""
-    begin = BEGIN.format(name)
-    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
-    if found:
-        write_text(page, f"{before}{begin}{text}{END}{rest.split(END, 1)[1]}")
-
-
 def write_tables(result: Mapping[str, Any], docs: Path) -> None:
     """Put the tables into the page."""
     about = f"\n{about_text(result)}; turns: {1 + max(row['turn'] for row in result['rows'])}. {NOTE}\n"
-    put(docs / PAGE, "speed", matrix(result["rows"]) + about)
-    put(docs / PAGE, "whole", whole(result["rows"]) + "\n")
-    put(docs / PAGE, "steps", steps(result["rows"]))
+    put(docs / PAGE, COMMAND.format("speed"), matrix(result["rows"]) + about)
+    put(docs / PAGE, COMMAND.format("whole"), whole(result["rows"]) + "\n")
+    put(docs / PAGE, COMMAND.format("steps"), steps(result["rows"]))
 
 
 def write(result: Mapping[str, Any], docs: Path, results: Path) -> None:

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from benchmarks.pages import put
 from fedssl import config
 from fedssl.errors import ConfigError, PrivacyError
-from fedssl.files import write_text
 from fedssl.privacy.contract import CHANGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "privacy.md"
-BEGIN, END = "<!-- begin: python -m benchmarks.validity -->\n", "<!-- end -->"
+COMMAND = "python -m benchmarks.validity"  # marks its place in the page
 MECHANISMS = {  # heading -> options
     "`example`": ("privacy=example",),
     "`groups`": ("privacy=groups",),
@@ -105,9 +105,7 @@ def table() -> str:
 
 def write(page: Path) -> None:
     """Put the table between the page's marks."""
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    write_text(page, f"{before}{BEGIN}{table()}{END}{rest.split(END, 1)[1]}")
+    put(page, COMMAND, table())
 
 
 def main() -> int:

@@ -27,16 +27,20 @@ def accelerate(model: Model, *, channels_last: bool = False, compiled: bool = Fa
     Raises:
         ConfigError: there is no compiler for this.
     """
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    if compiled and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        raise ConfigError("local.compiled=true needs a C++ compiler, and there is none here: install g++, or leave it")
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it for tensors only
     for part in model.values():
         if compiled and part._compiled_call_impl is None:
+            _need_compiler(model)
             part._compiled_call_impl = _compiled(part)
         elif not compiled and part._compiled_call_impl is not None:
             part._compiled_call_impl = None  # a worker's model may serve a job that does not compile
+
+
+def _need_compiler(model: Model) -> None:
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise ConfigError("local.compiled=true needs a C++ compiler, and there is none here: install g++, or leave it")
 
 
 def _compiled(part: nn.Module) -> Callable[..., Any]:

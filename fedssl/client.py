@@ -64,19 +64,6 @@ class Local:
                 raise ConfigError(f"local.{name}={value} is unknown: use {' or '.join(allowed)}")
 
 
-def check_memory(local: Local, private: bool) -> None:
-    """Refuse to recompute where the gradients of single records are found.
-
-    Raises:
-        ConfigError: both are asked for.
-    """
-    if local.checkpointing and private:
-        raise ConfigError(
-            "local.checkpointing=true runs layers again, and record-level privacy notes what each record does in one "
-            "pass: use local.checkpointing=false and a smaller privacy.micro_batch, which bounds the memory as well"
-        )
-
-
 @dataclass(frozen=True)
 class FitResult:
     """What one round of local training reports."""

@@ -14,6 +14,7 @@ from fedssl.parts import Owner
 from fedssl.wrapper import Wrapper
 
 if TYPE_CHECKING:
+    from fedssl.client import Local
     from fedssl.job import Job
 
 
@@ -50,8 +51,8 @@ def refuse_combinations(job: Job) -> None:
         raise ConfigError(f"method.local_views crops, which {data} cannot: use method.local_views=0")
     if job.method.reads_public and job.tree.get("public") is None:
         raise ConfigError(f"{method} as configured reads public examples and there are none: add data@public=NAME")
-    if job.local.compiled and job.privacy.private:
-        raise ConfigError("gradients of single records are not compiled: use local.compiled=false, or privacy=none")
+    if job.privacy.private:
+        _single_records(job.local)
     _others(job, data, modality)
     _summaries(job, method, _word(job, "strategy"))
     if not job.aggregation.each:
@@ -59,6 +60,17 @@ def refuse_combinations(job: Job) -> None:
         about = (quorum, job.privacy, job.aggregation.secret_cohorts)
         refuse(job.strategy(), job.method.summaries, job.compression, *about)
     job.aggregation.admit(job.planned)
+
+
+def _single_records(local: Local) -> None:
+    """Refuse ways to take a step that gradients of single records cannot be read from."""
+    if local.compiled:
+        raise ConfigError("gradients of single records are not compiled: use local.compiled=false, or privacy=none")
+    if local.checkpointing:
+        raise ConfigError(
+            "local.checkpointing=true runs layers again, and record-level privacy notes what each record does in one "
+            "pass: use local.checkpointing=false and a smaller privacy.micro_batch, which bounds the memory as well"
+        )
 
 
 def _maker(job: Job, summary: str) -> str:

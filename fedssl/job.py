@@ -14,7 +14,7 @@ import numpy as np
 from fedssl import seeds
 from fedssl.aggregation.base import Aggregation, Planned
 from fedssl.build import build, coerce, construct, load
-from fedssl.client import Local, check_memory
+from fedssl.client import Local
 from fedssl.combinations import refuse_combinations
 from fedssl.compression import Compression
 from fedssl.decorrelated import Decorrelated
@@ -223,7 +223,6 @@ class Job:
         self.strategy()
         refuse_combinations(self)
         self.privacy.check(self.method)
-        check_memory(self.local, self.privacy.private)
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from conftest import tiny
 
-from benchmarks import aggregation, alarms, broken, compression, engines, half, methods, secure_sum, tables, workload
+from benchmarks import (
+    aggregation,
+    alarms,
+    broken,
+    compression,
+    engines,
+    half,
+    methods,
+    pages,
+    secure_sum,
+    tables,
+    workload,
+)
 from fedssl import config
 from fedssl.model import layout_of, to_arrays
 from fedssl.setup import build_model
@@ -74,7 +86,7 @@ def test_the_table_of_methods_is_that_of_the_numbers_and_of_the_code(tmp_path: P
 def test_methods_are_measured_in_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "SETTINGS", {"iid": ("partition=iid", "baselines=true"), "skewed": ()})
     page, out = tmp_path / "page.md", tmp_path / "methods.json"
-    page.write_text(f"before\n{methods.BEGIN}old\n{methods.END}\nafter\n")
+    page.write_text(f"before\n{pages.begin(methods.COMMAND)}old\n{pages.END}\nafter\n")
     options = ["--methods", "mae", "--seeds", "0", "--rounds", "1", "--out", str(out), "--page", str(page)]
     assert methods.main([*options, "--runs", str(tmp_path / "runs")]) == 0
     text = page.read_text()
@@ -133,7 +145,7 @@ def test_half_of_the_bytes_is_held_against_all_of_them(tmp_path: Path, monkeypat
 
 def test_every_compression_is_measured(tmp_path: Path) -> None:
     page, out = tmp_path / "page.md", tmp_path / "compression.json"
-    page.write_text(f"before\n{compression.BEGIN}old\n{compression.END}\nafter\n")
+    page.write_text(f"before\n{pages.begin(compression.COMMAND)}old\n{pages.END}\nafter\n")
     options = [
         "--seeds",
         "0",
@@ -177,7 +189,7 @@ def test_hits_and_false_alarms_are_counted(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(alarms, "provoked", lambda: failures)
     monkeypatch.setattr(alarms, "healthy", lambda: [broken.Case("shrinks unseen", (), options, broken.scaled(0.5))])
     page, out = tmp_path / "page.md", tmp_path / "alarms.json"
-    page.write_text(f"before\n{alarms.BEGIN}stale\n{alarms.END}\nafter\n")
+    page.write_text(f"before\n{pages.begin(alarms.COMMAND)}stale\n{pages.END}\nafter\n")
     assert alarms.main(["--seeds", "0", "1", "--out", str(out), "--page", str(page)]) == 0
     text = page.read_text()
     assert (text.startswith("before\n"), text.endswith("after\n"), "stale" in text) == (True, True, False)

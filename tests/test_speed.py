@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import cost, speed, workload
+from benchmarks import cost, pages, speed, workload
 from benchmarks.workload import BARE, BY_HAND, ROOT, Work
 
 TINY = Work(clients=5, rounds=2, examples=8, batch_size=4, size=8, width=4)
@@ -83,7 +83,7 @@ def test_the_pages_are_those_of_the_stored_numbers(docs: Path) -> None:
     cost.write(result, docs)
     for page in (speed.PAGE, cost.PAGE):
         for part in (docs / page).read_text().split("<!-- begin: python -m benchmarks, ")[1:]:
-            written = part.split(speed.END)[0]
+            written = part.split(pages.END)[0]
             assert "stale" not in written
             assert written in (ROOT / "docs" / page).read_text(), "run `python -m benchmarks --tables`"
     assert (speed.RESULTS.parent / speed.FULL).read_text() == speed.full(result)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from benchmarks import validity
+from benchmarks import pages, validity
 from fedssl import config, seeds
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.method import Batch, MultiCrop, Step
@@ -21,7 +21,7 @@ RECORD = [name for name in validity.MECHANISMS if name.startswith("`")]
 
 def cells() -> list[tuple[str, str, str]]:
     """(method, mechanism, text) of every cell of the page."""
-    text = validity.PAGE.read_text(encoding="utf-8").split(validity.BEGIN)[1].split(validity.END)[0]
+    text = validity.PAGE.read_text(encoding="utf-8").split(pages.begin(validity.COMMAND))[1].split(pages.END)[0]
     head, _, *rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines()]
     return [(row[0].strip("`"), name, cell) for row in rows for name, cell in zip(head[1:], row[1:], strict=True)]
 

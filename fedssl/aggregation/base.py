@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from fedssl.errors import ProtocolError
+from fedssl.errors import ConfigError, ProtocolError
 from fedssl.participation.base import Participation
 from fedssl.parts import Arrays
 
@@ -210,6 +210,19 @@ class Answering(Protocol):
         `told` is what `send` got: the session's words, and behind `own.` those that the client remembered.
         """
         ...
+
+
+def refuse_stale(plan: Planned, name: str) -> None:
+    """Refuse asynchronous turns to an aggregation that averages changes: they must be from the same model.
+
+    Raises:
+        ConfigError: there may be some.
+    """
+    if plan.participation.max_staleness:
+        raise ConfigError(
+            f"turns of this participation begin with older models, whose changes aggregation={name} cannot mix: "
+            "use participation=uniform or poisson, or aggregation=plain"
+        )
 
 
 def check_wire(wire: Arrays, asked: Mapping[str, np.ndarray], who: str) -> None:

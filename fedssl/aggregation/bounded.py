@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from fedssl import tree
 from fedssl.aggregation.base import (
     Ask,
     Memory,
@@ -18,14 +17,14 @@ from fedssl.aggregation.base import (
     Planned,
     Sender,
     Told,
-    check_wire,
+    refuse_stale,
     to_wire,
     wire_bytes,
 )
+from fedssl.aggregation.plain import MeanSession
 from fedssl.errors import ConfigError
 from fedssl.parts import Arrays
 from fedssl.privacy.clients.flat import clip
-from fedssl.tree import PartialMean
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,7 @@ class Bounded:
         Raises:
             ConfigError: the participation is asynchronous.
         """
-        if plan.participation.max_staleness:
-            raise ConfigError(
-                "turns of this participation begin with older models, whose changes aggregation=bounded cannot mix: "
-                "use participation=uniform or poisson, or aggregation=plain"
-            )
+        refuse_stale(plan, "bounded")
 
     def begin(self, plan: Planned) -> Memory:
         """Nothing."""
@@ -79,8 +74,7 @@ class Bounded:
 
     def open(self, asked: Arrays, occasion: Occasion, memory: Memory, plan: Planned, ask: Ask) -> _Session:
         """See `Aggregation`."""
-        empty = {key: np.zeros(value.shape) for key, value in asked.items()}
-        return _Session(asked, PartialMean(empty, self.exact), self.norm)
+        return _Session(MeanSession.begun(asked, self.exact), self.norm)
 
     def up_bytes(self, asked: Mapping[str, np.ndarray]) -> int:
         """Four bytes an entry."""
@@ -89,8 +83,7 @@ class Bounded:
 
 @dataclass
 class _Session:
-    asked: Arrays
-    mean: PartialMean
+    changes: MeanSession
     norm: float
     shortened: int = 0
 
@@ -98,14 +91,12 @@ class _Session:
         return {}
 
     def add(self, client: int, wire: Arrays) -> None:
-        check_wire(wire, self.asked, f"client {client}")
-        tree.check_same(wire, self.asked, f"client {client}")
-        weights = {key: value for key, value in wire.items() if self.asked[key].dtype.kind == "f"}
+        self.changes.check(client, wire)
+        weights = {key: value for key, value in wire.items() if self.changes.asked[key].dtype.kind == "f"}
         shortened, length = clip(weights, self.norm)
         self.shortened += length > self.norm
-        self.mean.add({**wire, **shortened}, 1.0)
+        self.changes.mean.add({**wire, **shortened}, 1.0)
 
     def finish(self) -> Outcome | None:
-        if not self.mean.count:
-            return None
-        return Outcome(self.mean.result(), Memory(), {"shortened": self.shortened})
+        found = self.changes.finish()
+        return None if found is None else replace(found, row={"shortened": self.shortened})

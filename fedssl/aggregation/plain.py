@@ -18,10 +18,10 @@ from fedssl.aggregation.base import (
     Sender,
     Told,
     check_wire,
+    refuse_stale,
     to_wire,
     wire_bytes,
 )
-from fedssl.errors import ConfigError
 from fedssl.parts import Arrays
 from fedssl.tree import PartialMean
 
@@ -49,11 +49,8 @@ class Plain:
         Raises:
             ConfigError: the participation is asynchronous.
         """
-        if not self.each and plan.participation.max_staleness:
-            raise ConfigError(
-                "turns of this participation begin with older models, whose changes aggregation=mean cannot mix: "
-                "use participation=uniform or poisson, or aggregation=plain"
-            )
+        if not self.each:
+            refuse_stale(plan, "mean")
 
     def begin(self, plan: Planned) -> Memory:
         """Nothing."""
@@ -63,9 +60,9 @@ class Plain:
         """The change, in fewer bytes."""
         return to_wire(change)
 
-    def open(self, asked: Arrays, occasion: Occasion, memory: Memory, plan: Planned, ask: Ask) -> _Session:
+    def open(self, asked: Arrays, occasion: Occasion, memory: Memory, plan: Planned, ask: Ask) -> MeanSession:
         """See `Aggregation`."""
-        return _Session(asked, PartialMean({key: np.zeros(value.shape) for key, value in asked.items()}, self.exact))
+        return MeanSession.begun(asked, self.exact)
 
     def up_bytes(self, asked: Mapping[str, np.ndarray]) -> int:
         """Four bytes an entry."""
@@ -73,17 +70,31 @@ class Plain:
 
 
 @dataclass
-class _Session:
+class MeanSession:
+    """The running mean of a round's changes, each client once."""
+
     asked: Arrays
     mean: PartialMean
 
+    @classmethod
+    def begun(cls, asked: Arrays, exact: bool) -> MeanSession:
+        """Without a change yet."""
+        return cls(asked, PartialMean({key: np.zeros(value.shape) for key, value in asked.items()}, exact))
+
     def told(self, client: int) -> Told:
+        """Nothing."""
         return {}
 
     def add(self, client: int, wire: Arrays) -> None:
-        check_wire(wire, self.asked, f"client {client}")
-        tree.check_same(wire, self.asked, f"client {client}")
+        """Add a client's change, if it is what was asked for."""
+        self.check(client, wire)
         self.mean.add(wire, 1.0)
 
+    def check(self, client: int, wire: Arrays) -> None:
+        """Refuse a change that is not what was asked for."""
+        check_wire(wire, self.asked, f"client {client}")
+        tree.check_same(wire, self.asked, f"client {client}")
+
     def finish(self) -> Outcome | None:
+        """The mean, if there is one."""
         return Outcome(self.mean.result(), Memory()) if self.mean.count else None

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 class _GroupNorm(torch.autograd.Function):
     """Under `vmap`, K models' channels lie side by side, (B, K * C, ...), as a grouped convolution has put them.
 
-    torch's own rule moves the models to the front, which copies every activation there and back again.
+    torch's own rule moves the models to the front, which copies every activation there and back again. This is only
+    called under `vmap`, whose rule is made of torch's own operations, so it has no backward pass of its own.
     """
 
     @staticmethod
@@ -25,10 +26,6 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError("only called under vmap, whose rule is made of torch's own operations")
 
     @staticmethod
     def vmap(
