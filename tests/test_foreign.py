@@ -64,12 +64,11 @@ class Reference(nn.Module):
 
 def trained(large: bool = False, width: int = 4) -> Reference:
     """With statistics that are not those of the beginning."""
-    torch_state = torch.get_rng_state()
-    torch.manual_seed(0)
-    net = Reference(width, large)
-    for _ in range(2):
-        net.features(torch.randn(8, 3, 32, 32))
-    torch.set_rng_state(torch_state)
+    with torch.random.fork_rng():  # torch's constructors draw from the global generator
+        torch.manual_seed(0)
+        net = Reference(width, large)
+        for _ in range(2):
+            net.features(torch.randn(8, 3, 32, 32))
     return net.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +18,11 @@ LIMIT = 0.043  # Kolmogorov-Smirnov: exceeded by chance once in a thousand
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(3)  # kornia draws from the global generator
+def seeded() -> Iterator[None]:
+    """kornia draws from the global generator, which is given back as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        yield
 
 
 def distance(a: Tensor, b: Tensor) -> float:
