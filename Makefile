@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/fedssl pretrain experiment=demo
 
 docs: install
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: install
 	$(BIN)/ruff check .
