@@ -175,12 +175,13 @@ def test_options_of_commands_for_other_machines_are_known() -> None:
 
 
 def test_words_of_the_prose_exist() -> None:
-    """Commands, targets, extras, options and sections that a sentence names."""
+    """Commands, targets, extras, options and their fields that a sentence names."""
     commands = re.findall(r"^  (\w+)", cli.USAGE, re.MULTILINE)
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     options = {group: config.options_of(group) for group in config.groups()}
-    sections = yaml.safe_load((config.conf_dir() / "config.yaml").read_text())
+    known = {group: fields(group) for group in options} | sections()
+    field = re.compile(rf"(?<![\w.@/-])({'|'.join(known)})\.(\w+)(?![\w(])")
     for page in PAGES:
         for words in re.findall(r"`([^`]+)`", prose(page)):
             told = f"{name_of(page)}: `{words}`"
@@ -191,8 +192,23 @@ def test_words_of_the_prose_exist() -> None:
                 assert name.isupper() or (ROOT / "benchmarks" / f"{name}.py").exists(), told
             for group, option in re.findall(r"(?<![\w.@])(\w+)=(\w+)", words):
                 assert option.isupper() or option in options.get(group, [option]), told
-            for section, key in re.findall(r"(?<![\w.])(local|federation|evaluate)\.(\w+)", words):
-                assert key in sections[section], told
+            for group, key in field.findall(words):
+                assert key.isupper() or key in ("json", "safetensors") or key in known[group], told
+
+
+def sections() -> dict[str, set[str]]:
+    """The parts of config.yaml that are no groups, with their keys."""
+    tree = yaml.safe_load((config.conf_dir() / "config.yaml").read_text())
+    return {name: set(part) for name, part in tree.items() if isinstance(part, dict) and name != "hydra"}
+
+
+def fields(group: str) -> set[str]:
+    """The keys of all options of a group, those included that another group fills."""
+    found: set[str] = set()
+    for path in (config.conf_dir() / group).glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        found |= set(yaml.safe_load(text)) | set(re.findall(r"^  - /\w+@(\w+)", text, re.MULTILINE))
+    return found
 
 
 def test_links_lead_somewhere() -> None:
