@@ -19,6 +19,7 @@ from fedssl.errors import ConfigError, FedsslError
 from fedssl.progress import Reporter, duration
 from fedssl.report import finish_report
 from fedssl.rundir import RunDirectory
+from simulations.flags import refuse_unknown
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         FedsslError: the first refusal; the other cells of a sweep are run all the same.
     """
+    refuse_unknown(arguments)
     if not any(text.lstrip("+~").startswith(("-", "hydra")) for text in arguments):
         run(config.compose(arguments))  # Hydra's application would compose twice
         return 0
