@@ -128,7 +128,8 @@ TESTED = [page for page in PAGES if page.name not in OWN and any(kind in RUN for
     "page", [pytest.param(p, id=name_of(p), marks=pytest.mark.slow if p.name in LONG else ()) for p in TESTED]
 )
 def test_commands_and_code_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, because importing torch costs more than most commands."""
+    """In this process, because importing torch costs more than most commands; a page is read from top to bottom."""
+    names: dict[str, object] = {"__name__": "__main__"}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inversion_demo, "STEPS", 20)
     for budget in ("_STEPS", "_ROUNDS", "_FEWEST"):  # as test_audit_runs.py has them
@@ -140,7 +141,7 @@ def test_commands_and_code_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
     for kind, content in steps(page):
         if isinstance(content, str):
             assert kind == "python"
-            exec(content, {"__name__": "__main__"})
+            exec(content, names)
         elif "engine=ray" in content:
             continue  # half a minute: tests/test_engines.py runs it
         else:
