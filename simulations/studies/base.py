@@ -39,7 +39,9 @@ class Study(Protocol):
     """A frozen dataclass; its fields are the study's options, `tiny` among them: the whole in under a minute."""
 
     @property
-    def tiny(self) -> bool: ...
+    def tiny(self) -> bool:
+        """Whether everything is smaller than the study's size."""
+        ...
 
     def run(self, bench: Bench) -> Outcome:
         """Measure everything; runs that have finished before are read, not repeated."""
