@@ -15,6 +15,7 @@ from fedssl.modalities.pairs import SIDES
 from fedssl.portable import to_onnx
 from fedssl.record import Record
 from fedssl.rundir import RunDirectory
+from simulations.words import read
 
 FORMATS = ("safetensors", "onnx")
 WEIGHTS = "model.safetensors"
@@ -28,19 +29,20 @@ def main(arguments: Sequence[str]) -> int:
         ConfigError: a wrong option, or an encoder that the format cannot hold.
         ResumeError: the run has no encoder, or has not ended.
     """
-    chosen, paths = _options(arguments)
-    if len(paths) != 1:
+    words = read(arguments, ("format", "out"), USAGE)
+    if len(words.rest) != 1:
         raise ConfigError(f"export takes exactly one run directory: {USAGE}")
-    if chosen["format"] not in FORMATS:
-        raise ConfigError(f"--format {chosen['format']} is not known: use {' or '.join(FORMATS)}")
-    run = RunDirectory(Path(paths[0]))
+    kind = words.last("format", FORMATS[0])
+    if kind not in FORMATS:
+        raise ConfigError(f"--format {kind} is not known: use {' or '.join(FORMATS)}")
+    run = RunDirectory(Path(words.rest[0]))
     about = describe(run.path)
     run.read("summary.json")  # refuses a run that has not ended
     privacy, record, encoder = run.read("privacy.json"), Record.read(run), load_encoder(run.path)
-    folder = Path(chosen["out"]) if chosen["out"] else run.path / "export"
+    folder = Path(words.last("out", str(run.path / "export")))
     content = {**about, "weights": WEIGHTS, "sha256": _digest(run.path / about["weights"])}
     _own(folder, content["sha256"])
-    made = _onnx(encoder) if chosen["format"] == "onnx" else _weights(run.path / about["weights"])
+    made = _onnx(encoder) if kind == "onnx" else _weights(run.path / about["weights"])
     for name, data in made.items():  # all of them are there before the first is written
         write_bytes(folder / name, data)
     write_json(folder / "config.json", content)
@@ -83,18 +85,3 @@ def _onnx(encoder: PretrainedEncoder) -> Mapping[str, bytes]:
         network, augment = getattr(encoder.network, side), getattr(encoder.augment, side)
         found[f"{side}.onnx"] = to_onnx(PretrainedEncoder(network, encoder.dim, augment, tuple(shape)).eval())
     return found
-
-
-def _options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The values of --format and --out, and the other words."""
-    chosen, rest = {"format": FORMATS[0], "out": ""}, list(arguments)
-    for name in chosen:
-        if (flag := f"--{name}") in rest:
-            at = rest.index(flag)
-            if at + 1 >= len(rest):
-                raise ConfigError(f"{flag} needs a value: {USAGE}")
-            chosen[name] = rest[at + 1]
-            del rest[at : at + 2]
-    if odd := [word for word in rest if word.startswith("-")]:
-        raise ConfigError(f"{odd[0]} is not an option of export: {USAGE}")
-    return chosen, rest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, isfinite
 
 from fedssl import config
@@ -12,6 +12,7 @@ from fedssl.errors import ConfigError
 from fedssl.flower.run.dry import KilledError, Turn, measure
 from fedssl.job import Job
 from fedssl.sites import Sites
+from simulations.words import read
 
 USAGE = "fedssl fits [--memory 4GiB] [--seconds 60] [--data-dir PLACE] [key=value ...]"
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -33,28 +34,15 @@ class Asked:
         Raises:
             ConfigError: an unknown option, or one without a limit above 0.
         """
-        rest, asked = list(arguments), cls(())
-        for name in ("memory", "seconds"):
-            if f"--{name}" not in rest:
-                continue
-            at = rest.index(f"--{name}")
-            word = rest[at + 1] if at + 1 < len(rest) else ""
-            limit = size_of(word) if name == "memory" else _number(word)
-            if not (limit > 0 and isfinite(limit)):
+        words = read(arguments, ("memory", "seconds", "data-dir"), USAGE)
+        memory, seconds = (words.last(name, "inf") for name in ("memory", "seconds"))
+        limits = {"memory": inf if memory == "inf" else size_of(memory), "seconds": _number(seconds)}
+        for name, limit in limits.items():
+            given = words.last(name)
+            if given and not (limit > 0 and isfinite(limit)):
                 example = "4GiB or 512MiB" if name == "memory" else "60"
-                raise ConfigError(f"--{name} needs a limit such as {example} and got {word or 'nothing'}: {USAGE}")
-            asked = replace(asked, **{name: limit})
-            del rest[at : at + 2]
-        if "--data-dir" in rest:
-            at = rest.index("--data-dir")
-            if at + 1 == len(rest):
-                raise ConfigError(f"--data-dir needs a place: {USAGE}")
-            asked = replace(asked, data_dir=rest[at + 1])
-            del rest[at : at + 2]
-        odd = [word for word in rest if word.startswith("-")]
-        if odd:
-            raise ConfigError(f"{odd[0]} is no option of fits: {USAGE}")
-        return replace(asked, overrides=tuple(rest))
+                raise ConfigError(f"--{name} needs a limit such as {example} and got {given}: {USAGE}")
+        return cls(tuple(words.rest), **limits, data_dir=words.last("data-dir"))
 
     def holds(self, turn: Turn) -> bool:
         """Whether a round stays within both limits."""

@@ -17,6 +17,7 @@ from fedssl.privacy.audit.roc import curve, p_value
 from fedssl.rundir import RunDirectory
 from simulations.audits import canaries, inversion_demo, shadow_runs
 from simulations.audits.target import Claim, Run
+from simulations.words import read
 
 _POINTS = 200  # of a curve that is drawn
 _UNLIKE = 0.001  # p-value below which members and others are not alike
@@ -40,21 +41,13 @@ class Options:
         Raises:
             ConfigError: not exactly one run, or an unknown or bad option.
         """
-        rest, numbers = list(arguments), {}
-        for name in ("examples", "seed", "shadows", "inversion"):
-            if f"--{name}" not in rest:
-                continue
-            at = rest.index(f"--{name}")
-            word = rest[at + 1] if at + 1 < len(rest) else ""
-            if not (word.isascii() and word.isdigit()):
-                raise ConfigError(f"--{name} needs a whole number and got {word or 'nothing'}: {USAGE}")
-            numbers[name] = int(word)
-            del rest[at : at + 2]
-        if len(rest) != 1 or rest[0].startswith("-"):
+        words = read(arguments, ("examples", "seed", "shadows", "inversion"), USAGE)
+        if len(words.rest) != 1:
             raise ConfigError(f"audit takes exactly one run directory and its options: {USAGE}")
-        if numbers.get("examples", 8) < 8:
+        numbers = {name: words.whole(name, getattr(cls, name)) for name in words.values}
+        if numbers["examples"] < 8:
             raise ConfigError(f"--examples {numbers['examples']} is too few to attack: give at least 8, better 1000")
-        return cls(Path(rest[0]), **numbers)
+        return cls(Path(words.rest[0]), **numbers)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fedssl.errors import ConfigError, FedsslError
 from fedssl.progress import Reporter, duration
 from fedssl.report import finish_report
 from fedssl.rundir import RunDirectory
-from simulations.flags import refuse_unknown
+from simulations.words import refuse_unknown
 
 
 def main(arguments: Sequence[str]) -> int:

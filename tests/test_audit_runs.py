@@ -224,8 +224,9 @@ def test_groups_that_were_not_divided_at_random_give_no_bound(
 def test_refusals(copied: Path, tmp_path: Path) -> None:
     cases: list[tuple[Sequence[str], type[Exception], str]] = [
         ([], ConfigError, "exactly one run"),
-        ([str(copied), "--fast"], ConfigError, "exactly one run"),
-        ([str(copied), "--shadows"], ConfigError, "whole number"),
+        ([str(copied), "--fast"], ConfigError, "--fast is not an option of audit"),
+        ([str(copied), "--shadows"], ConfigError, "needs a value"),
+        ([str(copied), "--shadows", "few"], ConfigError, "whole number"),
         ([str(copied), "--shadows", "2"], ConfigError, "too few"),
         ([str(copied), "--examples", "3"], ConfigError, "at least 8"),
         ([str(copied), "--inversion", "9"], ConfigError, "1 to 4"),

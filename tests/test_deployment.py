@@ -191,7 +191,7 @@ def test_keys_are_private_whole_and_never_overwritten(tmp_path: Path, capsys: py
         (["--nodes", "two"], "--nodes needs a whole number"),
         (["--host", "no_such host"], "neither a name nor an address"),
         (["--colour", "red"], "not an option"),
-        (["--host"], "without a value"),
+        (["--host"], "needs a value"),
         (["another"], "exactly one new folder"),
     ):
         assert cli.answer(["keys", str(tmp_path / "more"), *words]) == 2
