@@ -325,7 +325,7 @@ def _drawings(record: Record) -> Iterator[tuple[str, Figure]]:
     if record.probes:
         yield "few_labels", few_labels(record.probes)
     if points(rows, "knn_accuracy")[0]:
-        yield "probes", probe_curve(rows, record.numbers.get("random_encoder_knn_accuracy"))
+        yield "probes", probe_curve(rows, record.summary.get("random_encoder_knn_accuracy"))
     if points(rows, "loss")[0]:
         yield "loss", loss_curve(rows)
     if points(rows, "rankme")[0]:

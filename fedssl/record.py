@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.alarms import GAUGE, SPREAD, USED, Alarm, at_end, judge
+from fedssl.export import PretrainedEncoder, load_encoder
 from fedssl.files import number
 from fedssl.page import MINUS, NOTHING, decimal
 from fedssl.rundir import RunDirectory
@@ -30,8 +31,8 @@ class Record:
     path: Path
     done: bool
     config: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
-    numbers: Mapping[str, Any]  # the summary; of an unfinished run, what its rows tell of it
+    rows: Sequence[Mapping[str, Any]]  # one a round
+    summary: Mapping[str, Any]  # of an unfinished run, what its rows tell of it
     manifest: Mapping[str, Any]
     split: Mapping[str, Any]
     probes: Mapping[str, Mapping[str, float]]  # of the encoders that were probed
@@ -40,6 +41,7 @@ class Record:
     parts: Sequence[Mapping[str, Any]]  # of `collapse.jsonl`: one a round, model and part
     alarms: Sequence[Alarm]
     payload: Mapping[str, Any]  # what leaves a client
+    claim: Mapping[str, Any]  # of privacy
 
     @classmethod
     def read(cls, run: RunDirectory) -> Record:
@@ -49,8 +51,8 @@ class Record:
             ResumeError: a file of it is damaged, or it is no run.
         """
         config, rows = run.config(), run.rows()
-        names = ("probes", "split", "manifest", "payload")
-        final, split, manifest, payload = (_read(run, f"{name}.json") for name in names)
+        names = ("probes", "split", "manifest", "payload", "privacy")
+        final, split, manifest, payload, claim = (_read(run, f"{name}.json") for name in names)
         numbers = run.read("summary.json") if run.done else so_far(rows)
         probes = {name: values for name, values in final.get("probes", {}).items() if values}
         spectra, parts, method = final.get("spectra", {}), run.rows("collapse.jsonl"), config.get("method", {})
@@ -58,7 +60,15 @@ class Record:
         finished = run.done or not parts
         alarms = at_end(parts, method, numbers, numbers["rounds"], dim) if finished else judge(parts, method)
         about = (path, run.done, config, rows, numbers, manifest, split, probes, spectra, dim)
-        return cls(*about, parts, alarms, payload)
+        return cls(*about, parts, alarms, payload, claim)
+
+    def encoder(self) -> PretrainedEncoder:
+        """The pretrained encoder, as `fedssl.load_encoder` rebuilds it.
+
+        Raises:
+            ResumeError: the run has not ended.
+        """
+        return load_encoder(self.path)
 
     @property
     def name(self) -> str:
@@ -91,7 +101,7 @@ class Record:
     @property
     def rank(self) -> float | None:
         """The effective rank of the merged features."""
-        return number(self.numbers.get("effective_rank", self.numbers.get("rankme")))
+        return number(self.summary.get("effective_rank", self.summary.get("rankme")))
 
 
 def _call(node: Mapping[str, Any]) -> str:
@@ -126,7 +136,7 @@ def so_far(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def collapse_checks(record: Record) -> list[Check]:
     """Say of each diagnostic that was measured whether it is healthy, of clients how they differ, and every alarm."""
-    features = list(_features(record.numbers, record.dim))
+    features = list(_features(record.summary, record.dim))
     said = {check.alarm for check in features}
     alarms = [a for a in record.alarms if not (a.part == "encoder" and a.name in said and a in record.lasting)]
     return [*features, *_clients(so_far(record.rows)), *_alarms(alarms, record.lasting)]

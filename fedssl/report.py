@@ -90,20 +90,20 @@ def _alarm(alarm: Alarm) -> Html:
 def _headline(record: Record) -> str:
     """The result in one sentence."""
     if not record.done:
-        return f"Not finished: {record.numbers['rounds']} of {record.of('federation', 'rounds')} rounds so far."
+        return f"Not finished: {record.summary['rounds']} of {record.of('federation', 'rounds')} rounds so far."
     for key, amount in (("one_label", "one label a class"), ("linear", "all labels"), ("knn", "all labels and kNN")):
-        mine = number(record.numbers.get(f"{key}_accuracy"))
+        mine = number(record.summary.get(f"{key}_accuracy"))
         if mine is not None:
             against = [
-                _against(mine, number(record.numbers.get(f"{prefix}_{key}_accuracy")), name)
+                _against(mine, number(record.summary.get(f"{prefix}_{key}_accuracy")), name)
                 for prefix, name in (("random_encoder", "a random encoder"), ("central", "central training"))
             ]
             told = ", ".join(sentence for sentence in against if sentence)
             start = f"With {amount}, the federated encoder gets {percent(mine)} of the test examples right"
             return f"{start}: {told}." if told else f"{start}."
     rank = f"effective rank {decimal(record.rank, 1)}" + (f" of {record.dim}" if record.dim else "")
-    loss = decimal(record.numbers.get("loss"), 3)
-    return f"Pretrained for {record.numbers['rounds']} rounds, with no labels to measure it on: loss {loss}, {rank}."
+    loss = decimal(record.summary.get("loss"), 3)
+    return f"Pretrained for {record.summary['rounds']} rounds, with no labels to measure it on: loss {loss}, {rank}."
 
 
 def _against(mine: float, other: float | None, name: str) -> str:
@@ -133,7 +133,7 @@ def _setting(record: Record) -> str:
 
 
 def _tiles(record: Record) -> list[Html]:
-    numbers = record.numbers
+    numbers = record.summary
     epsilon = number(numbers.get("epsilon"))
     rank = decimal(record.rank, 1) + (f" of {record.dim}" if record.dim and record.rank is not None else "")
     few = percent(numbers.get("one_label_accuracy"), numbers.get("one_label_std"))
@@ -281,14 +281,14 @@ def _finished(group: Sequence[Record]) -> Sequence[Record]:
 
 def _values(record: Record) -> list[float | None]:
     """The numbers of a table's row, from the linear probe to the time."""
-    shares = [number(record.numbers.get(key)) for key in COLUMNS]
-    size = sum(number(record.numbers.get(key)) or 0.0 for key in ("bytes_up", "bytes_down"))
+    shares = [number(record.summary.get(key)) for key in COLUMNS]
+    size = sum(number(record.summary.get(key)) or 0.0 for key in ("bytes_up", "bytes_down"))
     percents = [None if share is None else 100 * share for share in shares]
-    return [*percents, record.rank, size / 1e6, number(record.numbers.get("seconds"))]
+    return [*percents, record.rank, size / 1e6, number(record.summary.get("seconds"))]
 
 
 def _mean(group: Sequence[Record], key: str) -> float | None:
-    found = [value for value in (number(r.numbers.get(key)) for r in _finished(group)) if value is not None]
+    found = [value for value in (number(r.summary.get(key)) for r in _finished(group)) if value is not None]
     return float(np.mean(found)) if found else None
 
 
@@ -296,8 +296,8 @@ def _table(groups: Sequence[Sequence[Record]]) -> list[list[str]]:
     rows = [list(HEADINGS)]
     for group in groups:
         for record in group:
-            done, asked = record.numbers["rounds"], record.of("federation", "rounds")
-            epsilon = number(record.numbers.get("epsilon"))
+            done, asked = record.summary["rounds"], record.of("federation", "rounds")
+            epsilon = number(record.summary.get("epsilon"))
             rows.append(
                 [
                     *(record.name, record.kind("method"), record.kind("strategy"), record.partition),
