@@ -1,10 +1,10 @@
-"""Figures of a run: matplotlib without pyplot, told apart by shape as well as by colour, the same bytes twice."""
+"""Figures: matplotlib without pyplot, told apart by shape as well as by colour, the same bytes twice."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -12,14 +12,11 @@ from typing import Any, ParamSpec
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from fedssl.files import write_bytes
-from fedssl.record import Record
-from fedssl.rundir import RunDirectory
 
 P = ParamSpec("P")
 Row = Mapping[str, Any]
@@ -54,9 +51,10 @@ STYLE = {
     "lines.markersize": 4.5,
     "savefig.facecolor": "white",
     "svg.hashsalt": "fedssl",  # or the ids in the file are random
-    "svg.fonttype": "path",
+    "svg.fonttype": "path",  # a page looks the same where the font is missing
+    "pdf.fonttype": 42,  # the font itself, which publishers ask for, not its outlines
 }
-_BUBBLES = 20  # clients and classes up to which a bubble is legible; beyond, a map of colours
+FORMATS = ("pdf", "svg", "png")  # of files
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -188,58 +186,10 @@ def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
 
 
 @styled
-def split_picture(split: Mapping[str, Any]) -> Figure:
-    """Who holds what: examples of each class on each client, below the bars of the sizes."""
-    sizes, every = np.asarray(split["sizes"]), split.get("every", 1)
-    who = "client" if every == 1 else f"client / {every}"
-    if "counts" not in split:
-        figure, axes = new(2.4)
-        _sizes(axes, sizes)
-        axes.set_xlabel(who)
-        return figure
-    counts = np.asarray(split["counts"]).T  # (classes, clients)
-    shape = {"sharex": True, "gridspec_kw": {"height_ratios": [1, 3]}}
-    figure, (upper, lower) = new(min(4.4, 2.2 + 0.22 * len(counts)), nrows=2, **shape)
-    _sizes(upper, sizes)
-    if max(counts.shape) <= _BUBBLES:
-        classes, clients = np.nonzero(counts)
-        room = min(30.0 - counts.shape[1], 150.0 / counts.shape[0] + 4, 22.0)  # points across for the largest bubble
-        area = counts[classes, clients] / counts.max() * room**2
-        lower.scatter(clients, classes, s=area, color=COLOURS[0], alpha=0.75, linewidth=0)
-        lower.set_xlim(-0.7, len(sizes) - 0.3)
-        lower.set_ylim(len(counts) - 0.3, -0.7)
-    else:
-        shown = np.ma.masked_less(counts, 1)
-        norm = LogNorm(vmin=1, vmax=max(2, int(counts.max())))
-        image = lower.imshow(shown, norm=norm, cmap="viridis_r", aspect="auto", interpolation="nearest")
-        lower.grid(False)
-        figure.colorbar(image, ax=lower, label="examples", pad=0.02)
-    _class_ticks(lower, split["classes"])
-    lower.set_xlabel(who if max(counts.shape) > _BUBBLES else f"{who} (largest disc: {counts.max()} examples)")
-    lower.set_ylabel("class")
-    return figure
-
-
-def _sizes(axes: Axes, sizes: np.ndarray) -> None:
-    axes.bar(np.arange(len(sizes)), sizes, color="#888888", width=0.8 if len(sizes) <= 40 else 1.0)
-    axes.set_ylabel("examples")
-    axes.grid(False, axis="x")
-    axes.xaxis.set_major_locator(
-        MaxNLocator(integer=True) if len(sizes) > _BUBBLES else FixedLocator(range(len(sizes)))
-    )
-
-
-def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
-    step = math.ceil(len(classes) / _BUBBLES)
-    at = list(range(0, len(classes), step))
-    axes.set_yticks(at, [plain(classes[i], 14) for i in at], fontsize=7 if len(classes) > 12 else 8)
-
-
-@styled
 def few_labels(probes: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Probe accuracy by the number of labels: one bar an encoder; the whiskers are one std over draws of the labels."""
+    """Probe accuracy by the number of labels: one bar an encoder, its whiskers as long as `_std`."""
     shown = [(key, label) for key, label in PROBES if any(f"{key}_accuracy" in p for p in probes.values())]
-    figure, axes = new(1.1 + 0.52 * len(shown))
+    figure, axes = new(1.1 + max(0.52, 0.13 * len(probes)) * len(shown))
     height = 0.8 / len(probes)
     for i, (name, values) in enumerate(probes.items()):
         here = [(at, key) for at, (key, _) in enumerate(shown) if values.get(f"{key}_accuracy") is not None]
@@ -292,45 +242,33 @@ def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str,
     return figure
 
 
-def image(figure: Figure, kind: str) -> bytes:
-    """A figure as a file of that kind ("svg", "png", "pdf"), without date or version: equal figures, equal bytes."""
+def image(figure: Figure, kind: str, **settings: Any) -> bytes:
+    """A figure as a file of that kind, of `FORMATS`, without date or version: equal figures, equal bytes.
+
+    `settings` of matplotlib go before those of our style.
+    """
     about = {"svg": {"Date": None, "Creator": "fedssl"}, "png": {"Software": "fedssl"}}
     pdf = {"CreationDate": None, "Creator": "fedssl", "Producer": "fedssl"}
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | settings):
         figure.savefig(buffer, format=kind, dpi=150, metadata=about.get(kind, pdf))
     figure.set_layout_engine("none")  # found once, it serves every kind of file
     return buffer.getvalue()
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as `stem`.svg, for papers, and `stem`.png at 150 dots an inch."""
+    """Write a figure as `stem`.svg and, at 150 dots an inch, as `stem`.png."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
     for path in paths:
         write_bytes(path, image(figure, path.suffix[1:]))
     return paths
 
 
-def write_figures(run: RunDirectory) -> list[Path]:
-    """Draw all that a run has data for into its folder `figures`.
-
-    Raises:
-        ResumeError: a file of the run is damaged, or this is no run.
-    """
-    return [path for name, figure in _drawings(Record.read(run)) for path in save(figure, run.path / "figures" / name)]
-
-
-def _drawings(record: Record) -> Iterator[tuple[str, Figure]]:
-    rows, spectra = record.rows, {name: values for name, values in record.spectra.items() if any(values)}
-    if record.probes:
-        yield "few_labels", few_labels(record.probes)
-    if points(rows, "knn_accuracy")[0]:
-        yield "probes", probe_curve(rows, record.summary.get("random_encoder_knn_accuracy"))
-    if points(rows, "loss")[0]:
-        yield "loss", loss_curve(rows)
-    if points(rows, "rankme")[0]:
-        yield "collapse", collapse_curve(rows, record.dim)
-    if spectra:
-        yield "spectrum", spectrum(spectra)
-    if record.split.get("sizes"):
-        yield "split", split_picture(record.split)
+def publish(drawings: Iterable[tuple[str, Figure]], folder: Path, kinds: Sequence[str]) -> list[Path]:
+    """Write figures by their names for a paper, in these of `FORMATS`: text stays text, with its font in the PDF."""
+    paths = []
+    for name, figure in drawings:
+        for kind in kinds:
+            paths.append(folder / f"{name}.{kind}")
+            write_bytes(paths[-1], image(figure, kind, **{"svg.fonttype": "none"}))
+    return paths

@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.alarms import GAUGE, SPREAD, USED, Alarm, at_end, judge
+from fedssl.errors import ResumeError
 from fedssl.export import PretrainedEncoder, load_encoder
 from fedssl.files import number
 from fedssl.page import MINUS, NOTHING, decimal
 from fedssl.rundir import RunDirectory
+
+_TOLD = (
+    ("linear", "linear_accuracy", 3),
+    ("kNN", "knn_accuracy", 3),
+    ("effective rank", "effective_rank", 1),
+    ("ε", "epsilon", 2),
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Check:
     alarm: str = ""  # its name, or nothing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Record:
     """What a run directory holds, read once; what the run has not come to is empty."""
 
@@ -70,6 +78,15 @@ class Record:
         """
         return load_encoder(self.path)
 
+    def __repr__(self) -> str:
+        shown = [
+            f"{name} {value:.{digits}f}"
+            for name, key, digits in _TOLD
+            if (value := number(self.summary.get(key))) is not None
+        ]
+        rounds = f"{self.summary['rounds']} rounds" + ("" if self.done else " so far")
+        return f"<run {self.path}: {', '.join([rounds, *shown])}>"
+
     @property
     def name(self) -> str:
         """The folder's name."""
@@ -102,6 +119,20 @@ class Record:
     def rank(self) -> float | None:
         """The effective rank of the merged features."""
         return number(self.summary.get("effective_rank", self.summary.get("rankme")))
+
+
+def begun(run: RunDirectory) -> Record:
+    """Read a run that there is something to tell of.
+
+    Raises:
+        ResumeError: it has no finished round, is damaged, or is no run.
+    """
+    record = Record.read(run)
+    if not record.rows:
+        raise ResumeError(
+            f"{run.path} has no finished round, so there is nothing to report: `fedssl resume {run.path}` first"
+        )
+    return record
 
 
 def _call(node: Mapping[str, Any]) -> str:

@@ -8,15 +8,18 @@ from pathlib import Path
 import torch
 
 from fedssl.charts import Line, Panel, chart
+from fedssl.comparison import compare
 from fedssl.config import Plan
 from fedssl.corruptions import KINDS, SEVERITIES
 from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
 from fedssl.export import load_encoder
-from fedssl.figures import save
+from fedssl.figures import FORMATS, publish, save
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays
-from fedssl.report import compare, finish_report
+from fedssl.record import begun
+from fedssl.report import finish_report
+from fedssl.run_figures import drawings
 from fedssl.rundir import RunDirectory
 from fedssl.setup import data_of, device_of
 
@@ -24,24 +27,50 @@ from fedssl.setup import data_of, device_of
 def report(arguments: Sequence[str]) -> int:
     """Write the report of one run into it, or a comparison of several to `--out` (default: comparison.html).
 
+    `--figures FOLDER` also writes their figures for a paper, as `--format` says: pdf, svg, png, or several of them.
+
     Raises:
-        ConfigError: no run is named.
+        ConfigError: no run is named, or an option has no value or a wrong one.
         ResumeError: a directory is not a run.
     """
-    paths, out = list(arguments), Path("comparison.html")
-    if "--out" in paths:
-        at = paths.index("--out")
-        if at + 1 >= len(paths):
-            raise ConfigError("--out needs a file name: fedssl report RUN RUN --out page.html")
-        out = Path(paths[at + 1])
-        del paths[at : at + 2]
+    paths, out = _option(arguments, "--out", "page.html")
+    paths, folder = _option(paths, "--figures", "FOLDER")
+    paths, chosen = _option(paths, "--format", "pdf,svg")
+    kinds = (chosen or FORMATS[0]).split(",")
+    if odd := [kind for kind in kinds if kind not in FORMATS]:
+        raise ConfigError(f"--format {odd[0]!r} is no kind of figure: use {', '.join(FORMATS)}, or several with commas")
+    if chosen and not folder:
+        raise ConfigError(f"--format {chosen} says how figures are written, and not where: add --figures FOLDER")
+    if odd := [path for path in paths if path.startswith("--")]:
+        raise ConfigError(f"{odd[0]} is not an option of report: use --out FILE, --figures FOLDER, --format {kinds[0]}")
     if not paths:
         raise ConfigError("report needs a run directory: fedssl report runs/NAME [runs/OTHER ...]")
     runs = [RunDirectory(Path(path)) for path in paths]
     for run in runs:
         run.config()  # refuses what is not a run, before anything is written
-    print(finish_report(runs[0]) if len(runs) == 1 else compare(runs, out))
+    place = Path(folder) if folder else None
+    if len(runs) > 1:
+        print(compare(runs, Path(out or "comparison.html"), place, kinds))
+    else:
+        print(finish_report(runs[0]))
+        if place is not None:
+            publish(drawings(begun(runs[0])), place, kinds)
+    if place is not None:
+        print(f"figures: {place}")
     return 0
+
+
+def _option(arguments: Sequence[str], name: str, example: str) -> tuple[list[str], str]:
+    """The other arguments, and the value of an option; empty if it is not given."""
+    rest = list(arguments)
+    if name not in rest:
+        return rest, ""
+    at = rest.index(name)
+    if at + 1 >= len(rest):
+        raise ConfigError(f"{name} needs a value: fedssl report RUN [RUN ...] {name} {example}")
+    value = rest[at + 1]
+    del rest[at : at + 2]
+    return rest, value
 
 
 def probe(arguments: Sequence[str]) -> int:

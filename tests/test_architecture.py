@@ -76,7 +76,11 @@ LAYERS = (
         "page",
         "record",
         "report",
+        "run_figures",
+        "split_figures",
+        "configurations",
         "comparison",
+        "comparison_figures",
         "tracking",
     },
     {"config", "simulation"},
@@ -127,8 +131,8 @@ def test_imports_follow_the_layers(name: str) -> None:
         if root in ("hydra", "omegaconf"):
             assert module == "fedssl.config" or module.startswith("simulations"), f"{module} imports {root}"
         if root == "matplotlib":
-            drawing = ("fedssl.figures", "fedssl.collapse_figures", "fedssl.charts")
-            assert module in drawing, f"{module} imports matplotlib"
+            drawing = module in ("fedssl.figures", "fedssl.charts") or module.endswith("_figures")
+            assert drawing, f"{module} imports matplotlib"
         if root == "opacus":
             assert module.startswith("fedssl.privacy"), f"{module} imports opacus"
         if root == "torch" and module.startswith("fedssl.") and runtime and module != "fedssl.seeds":
