@@ -149,7 +149,7 @@ def _epsilon(run: Record) -> str:
 def _differences(compared: Sequence[Configuration]) -> list[Html]:
     """The keys of the configuration in which they differ."""
     flat = [dict(flatten(one.runs[0].config)) for one in compared]
-    keys = sorted({key for each in flat for key in each} - {"name", "out", "seed"})
+    keys = sorted({key for each in flat for key in each if not key.startswith("track.")} - {"name", "out", "seed"})
     rows = [[key, *(str(each.get(key, NOTHING)) for each in flat)] for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     labels = [one.label for one in compared]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from fedssl.job import Job
 from fedssl.rundir import NOT_THE_JOB, RunDirectory
 from fedssl.tree import flatten
 
+UNTRACKED = {"_target_": "fedssl.tracking.Untracked"}  # runs of before there were trackers
+
 
 def conf_dir() -> Path:
     """Where the yaml files are: inside the installed package, or beside it in a checkout."""
@@ -36,11 +38,12 @@ def conf_dir() -> Path:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job, the engine that runs it, and where its directory goes."""
+    """A job, the engine that runs it, where its directory goes, and the tracker that is told of it."""
 
     job: Job
     engine: Mapping[str, Any]
     path: Path  # the run directory
+    track: Mapping[str, Any] = field(default_factory=UNTRACKED.copy)
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> Plan:
@@ -60,7 +63,9 @@ class Plan:
         job = Job({key: value for key, value in tree.items() if key not in NOT_THE_JOB})
         job.check()
         build(tree["engine"], "engine")
-        return cls(job, tree["engine"], Path(str(tree["out"])) / str(tree["name"] or _name(tree, job)))
+        track = tree.get("track", UNTRACKED)
+        build(track, "track")
+        return cls(job, tree["engine"], Path(str(tree["out"])) / str(tree["name"] or _name(tree, job)), track)
 
     def at(self, path: Path) -> Plan:
         """The same plan in another directory."""
@@ -69,11 +74,16 @@ class Plan:
     def open(self) -> RunDirectory:
         """Create or open the run directory."""
         place = {"name": self.path.name, "out": str(self.path.parent)}
-        return RunDirectory.open(self.path, {**self.job.tree, "engine": dict(self.engine), **place})
+        others = {"engine": dict(self.engine), "track": dict(self.track)}
+        return RunDirectory.open(self.path, {**self.job.tree, **others, **place})
 
     def build_engine(self) -> Any:
         """The engine object."""
         return build(self.engine, "engine")
+
+    def build_track(self) -> Any:
+        """The tracker."""
+        return build(self.track, "track")
 
 
 def plan_from(config: DictConfig) -> Plan:

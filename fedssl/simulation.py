@@ -12,7 +12,7 @@ from fedssl.config import Plan
 from fedssl.progress import Reporter
 from fedssl.record import Record
 from fedssl.report import finish_report
-from fedssl.rundir import RunDirectory
+from fedssl.tracking import followed
 
 
 def simulate(*overrides: str, quiet: bool = False) -> Record:
@@ -40,20 +40,16 @@ def run(plan: Plan, reporter: Reporter) -> Record:
     if rundir.done:
         reporter.say(f"{rundir.path} has already finished with this configuration: nothing to do")
     else:
-        train(plan, rundir, reporter)
+        with _own_threads(), followed(plan.build_track(), rundir):
+            plan.build_engine().run(plan.job, rundir, reporter)
     if not (rundir.path / "report.html").exists():
         finish_report(rundir)
     return Record.read(rundir)
 
 
-def train(plan: Plan, rundir: RunDirectory, reporter: Reporter) -> None:
-    """Run the rounds that are left; torch has as many threads afterwards as before."""
-    with _own_threads():
-        plan.build_engine().run(plan.job, rundir, reporter)
-
-
 @contextmanager
 def _own_threads() -> Iterator[None]:
+    """Give torch the threads back that it had: a notebook has other work for them."""
     before = torch.get_num_threads()
     try:
         yield
