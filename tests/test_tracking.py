@@ -21,7 +21,7 @@ from fedssl.rundir import RunDirectory
 Compose = Callable[..., Plan]
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Ends a run after some rounds."""
 
 
@@ -34,7 +34,7 @@ class Stopping(Reporter):
 
     def round(self, number: int, row: Any) -> None:
         if number == self.after:
-            raise Stop
+            raise StopError
 
 
 def tracked(plan: Plan) -> Record:
@@ -42,7 +42,7 @@ def tracked(plan: Plan) -> Record:
 
 
 def interrupted(plan: Plan, after: int) -> None:
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         simulation.run(plan, Stopping(after))
 
 
@@ -85,11 +85,9 @@ def test_a_run_of_before_trackers_goes_on(plan: Compose) -> None:
 @pytest.mark.parametrize(
     ("option", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow"), ("wandb", "wandb")]
 )
-def test_a_missing_package_is_one_sentence(
-    option: str, package: str, plan: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_one_sentence(option: str, plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=f"track={option} needs {package}.*fedssl.track"):
+    with pytest.raises(ConfigError, match=f"track={option} needs {option}.*fedssl.track"):
         tracked(plan(f"track={option}"))
 
 
