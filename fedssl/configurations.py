@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedssl.errors import ConfigError
 from fedssl.files import number
 from fedssl.intervals import Interval
+from fedssl.page import NOTHING
 from fedssl.record import Record, begun
 from fedssl.rundir import NOT_THE_JOB, RunDirectory
+from fedssl.tree import flatten
+
+_LONGEST = 60  # characters of a label that a legend can hold
+_CLASS = "_target_"
+_FIRST = ("method.", "strategy.", "partition.")  # of what differs
 
 
 @dataclass(frozen=True)
@@ -53,19 +59,48 @@ def configurations(runs: Sequence[RunDirectory]) -> list[Configuration]:
     groups: dict[str, list[Record]] = {}
     for run in {run.path.resolve(): run for run in runs}.values():
         record = begun(run)
-        job = {key: value for key, value in record.config.items() if key not in (*NOT_THE_JOB, "seed")}
-        groups.setdefault(json.dumps(job, sort_keys=True, default=str), []).append(record)
+        groups.setdefault(json.dumps(_job(record), sort_keys=True), []).append(record)
     labels = _labels(list(groups.values()))
     return [Configuration(label, group) for label, group in zip(labels, groups.values(), strict=True)]
 
 
 def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """Names that tell the groups apart: what differs of method, strategy and partition, else a run's name."""
-    kinds = [(group[0].kind("method"), group[0].kind("strategy"), group[0].partition) for group in groups]
-    vary = [i for i in range(3) if len({kind[i] for kind in kinds}) > 1]
+    """Names that tell the groups apart: what differs between their configurations, or a run's name, or its path."""
+    flat = [_job(group[0]) for group in groups]
+    named = [" · ".join(_told(mine, flat)) for mine in flat]
     chosen = [str(group[0].path) for group in groups]
-    for labels in ([group[0].name for group in groups], [" · ".join(kind[i] for i in vary) for kind in kinds]):
-        if all(labels) and len(set(labels)) == len(groups):
+    for labels in ([group[0].name for group in groups], named):
+        if all(0 < len(label) <= _LONGEST for label in labels) and len(set(labels)) == len(groups):
             chosen = labels  # the later, the better
     counts = [len(ended(group)) for group in groups]
     return [f"{label} ({n} runs)" if n > 1 else label for label, n in zip(chosen, counts, strict=True)]
+
+
+def _job(record: Record) -> dict[str, str]:
+    """What a run computes, by dotted key."""
+    found = flatten({key: value for key, value in record.config.items() if key not in (*NOT_THE_JOB, "seed")})
+    return {key: str(value) for key, value in found}
+
+
+def _told(mine: Mapping[str, str], all_of_them: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """What is special about a configuration: classes that others have not, with options that others of that class have
+    not; then other options.
+    """
+    vary = _varying(all_of_them)
+    groups = [key.removesuffix(_CLASS) for key in vary if key.endswith(_CLASS)]
+    groups = sorted(groups, key=lambda group: _FIRST.index(group) if group in _FIRST else len(_FIRST))
+    for group in groups:
+        if (target := mine.get(group + _CLASS)) is not None:
+            alike = [other for other in all_of_them if other.get(group + _CLASS) == target]
+            own = [_option(key, mine) for key in _varying(alike) if key.startswith(group)]
+            yield target.rpartition(".")[2] + (f"({', '.join(own)})" if own else "")
+    yield from (_option(key, mine) for key in vary if not key.startswith(tuple(groups)))
+
+
+def _varying(several: Sequence[Mapping[str, str]]) -> list[str]:
+    keys = dict.fromkeys(key for one in several for key in one)
+    return [key for key in keys if len({one.get(key) for one in several}) > 1]
+
+
+def _option(key: str, mine: Mapping[str, str]) -> str:
+    return f"{key.rpartition('.')[2]}={mine.get(key, NOTHING)}"

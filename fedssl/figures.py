@@ -54,6 +54,7 @@ STYLE = {
     "svg.fonttype": "path",  # a page looks the same where the font is missing
     "pdf.fonttype": 42,  # the font itself, which publishers ask for, not its outlines
 }
+_WIDE = 64  # characters of a legend in a figure of one column
 FORMATS = ("pdf", "svg", "png")  # of files
 
 
@@ -116,10 +117,18 @@ def by_round(axes: Axes, ylabel: str) -> None:
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """The legend above all panels, where it covers no data."""
+    """The legend above all panels, where it covers no data, in so many columns or as many as fit."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.2, handlelength=2.4)
+        fitting = next((n for n in range(columns, 1, -1) if _width(labels, n) <= _WIDE), 1)
+        style = {"columnspacing": 1.2, "handlelength": 2.4}
+        figure.legend(handles, labels, loc="outside upper left", ncols=fitting, **style)
+
+
+def _width(labels: Sequence[str], columns: int) -> int:
+    """Of a legend, in characters: matplotlib fills one column after another."""
+    rows = math.ceil(len(labels) / columns)
+    return sum(6 + max(map(len, labels[at : at + rows])) for at in range(0, len(labels), rows))
 
 
 @styled
@@ -170,12 +179,12 @@ def collapse_curve(rows: Sequence[Row], dim: int | None = None) -> Figure:
 @styled
 def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
     """Eigenvalues of the feature covariance, divided by the largest: a cliff is dimensional collapse."""
-    figure, axes = new()
+    figure, axes = new(2.9 + 0.17 * max(0, len(spectra) - 3))
     for i, (name, eigenvalues) in enumerate(spectra.items()):
         values = [v for v in eigenvalues if v is not None and v > 0]
         if values:
             rows = [{"round": at, "value": v / values[0]} for at, v in enumerate(values, 1)]
-            line(axes, rows, "value", i, plain(name))
+            line(axes, rows, "value", i, plain(name, 60))
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))
     axes.set_xlabel("index of the eigenvalue")
@@ -189,7 +198,7 @@ def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
 def few_labels(probes: Mapping[str, Mapping[str, float]]) -> Figure:
     """Probe accuracy by the number of labels: one bar an encoder, its whiskers as long as `_std`."""
     shown = [(key, label) for key, label in PROBES if any(f"{key}_accuracy" in p for p in probes.values())]
-    figure, axes = new(1.1 + max(0.52, 0.13 * len(probes)) * len(shown))
+    figure, axes = new(1.1 + max(0.52, 0.13 * len(probes)) * len(shown) + 0.17 * max(0, len(probes) - 3))
     height = 0.8 / len(probes)
     for i, (name, values) in enumerate(probes.items()):
         here = [(at, key) for at, (key, _) in enumerate(shown) if values.get(f"{key}_accuracy") is not None]
@@ -203,7 +212,7 @@ def few_labels(probes: Mapping[str, Mapping[str, float]]) -> Figure:
             edgecolor="white" if i == 0 else "#333333",
             linewidth=0.6,
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
-            label=plain(name),
+            label=plain(name, 60),
         )
     axes.set_yticks(range(len(shown)), [label for _, label in shown])
     axes.invert_yaxis()

@@ -47,6 +47,24 @@ def test_seeds_of_one_configuration_are_summed_up_with_their_interval(make: Make
     assert html.count("<img ") == 5, "accuracies, two curves, spectra, and the split, which all share"
 
 
+def test_labels_say_what_differs(make: Make) -> None:
+    simclr, byol = ({"_target_": f"fedssl.methods.x.{name}"} for name in ("SimCLR", "BYOL"))
+    iid, skewed = {"_target_": "x.IID"}, {"_target_": "x.Dirichlet", "min_size": 2}
+    runs = [
+        make("a", method=simclr | {"temperature": 0.1}, partition=iid),
+        make("b", method=simclr | {"temperature": 0.5}, partition=skewed | {"alpha": 0.1}),
+        make("c", method=byol, partition=skewed | {"alpha": 1.0}),
+        make("d", method=byol, partition=skewed | {"alpha": 1.0}, local={"lr": 0.1}, seed=1),
+    ]
+    assert [one.label for one in configurations(runs)] == [
+        f"SimCLR(temperature=0.1) · IID · lr={page.NOTHING}",
+        f"SimCLR(temperature=0.5) · Dirichlet(alpha=0.1) · lr={page.NOTHING}",
+        f"BYOL · Dirichlet(alpha=1.0) · lr={page.NOTHING}",
+        "BYOL · Dirichlet(alpha=1.0) · lr=0.1",
+    ]
+    assert [one.label for one in configurations([runs[0], make("e", note="x" * 99)])] == ["a", "e"]
+
+
 def test_one_run_can_be_compared_with_nothing(make: Make, tmp_path: Path) -> None:
     html = read(comparison.compare([make()], tmp_path / "compare.html"))
     assert "1 run of 1 configuration" in html
@@ -62,7 +80,7 @@ def test_different_splits_and_losses_of_one_method_are_drawn(make: Make, tmp_pat
         run.write("manifest.json", manifest)
     names = comparison.compare(runs, tmp_path / "page.html", tmp_path / "paper", ("pdf", "svg")).parent / "paper"
     stems = {"accuracy", "knn_accuracy", "rankme", "loss", "spectrum"}
-    splits = {"split-Dirichlet_alpha=0.1", "split-Dirichlet_alpha=1.0"}
+    splits = {"split-alpha=0.1", "split-alpha=1.0"}
     assert {path.name for path in names.iterdir()} == {f"{s}.{k}" for s in stems | splits for k in ("pdf", "svg")}
 
 
