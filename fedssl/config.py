@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -112,13 +113,25 @@ def compose(overrides: Sequence[str]) -> Plan:
     Raises:
         ConfigError: in one sentence, for every wrong override.
     """
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with _hydra():
             config = hydra_compose("config", relax(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
     return plan_from(config)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra for our configuration; what it was set up for before, in a notebook perhaps, it is afterwards."""
+    instance = GlobalHydra.instance()
+    before = instance.hydra
+    instance.clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            yield
+    finally:
+        instance.hydra = before
 
 
 def relax(overrides: Sequence[str]) -> list[str]:
@@ -160,8 +173,7 @@ def groups() -> list[str]:
 def _known_keys(overrides: Sequence[str]) -> list[str]:
     """The keys of the configuration with the groups that these overrides choose."""
     chosen = [text for text in overrides if text.partition("=")[0] in groups()]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with _hydra():
         tree = OmegaConf.to_container(hydra_compose("config", chosen), resolve=False)
     leaves = [key for key, _ in flatten(cast(dict[str, object], tree))]
     return [*leaves, *{key.rpartition(".")[0] for key in leaves if "." in key}]

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, assert_same, execute, final_arrays
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 import fedssl
 from fedssl import config
@@ -53,6 +55,16 @@ def test_what_is_global_stays_as_it_was(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     assert after == before
+
+
+def test_a_hydra_of_the_caller_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("x: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        config.compose(["seed=3"])
+        with pytest.raises(ConfigError):
+            config.compose(["sed=3"])
+        assert compose("mine").x == 1
+    assert not GlobalHydra.instance().is_initialized()
 
 
 def test_a_wrong_option_is_one_sentence(tmp_path: Path) -> None:
