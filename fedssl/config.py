@@ -124,14 +124,13 @@ def compose(overrides: Sequence[str]) -> Plan:
 @contextmanager
 def _hydra() -> Iterator[None]:
     """Hydra for our configuration; what it was set up for before, in a notebook perhaps, it is afterwards."""
-    instance = GlobalHydra.instance()
-    before = instance.hydra
-    instance.clear()
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             yield
     finally:
-        instance.hydra = before
+        GlobalHydra.instance().hydra = before
 
 
 def relax(overrides: Sequence[str]) -> list[str]:
