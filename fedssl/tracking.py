@@ -82,10 +82,8 @@ class TensorBoard:
     def follow(self, run: RunDirectory) -> Iterator[Told]:
         """See `Track`."""
         _needed("tensorboard", "tensorboard")
-        from torch.utils.tensorboard import SummaryWriter
-
-        done = run.rounds
-        with SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1) as writer:
+        events, done = importlib.import_module("torch.utils.tensorboard"), run.rounds
+        with events.SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1) as writer:
             if not done:
                 writer.add_text("config", f"```yaml\n{yaml.safe_dump(run.config(), sort_keys=False)}```")
 
