@@ -87,8 +87,8 @@ def _headline(title: str, compared: Sequence[Configuration]) -> str:
     tops = [(top.mean, one.label) for one in compared if (top := one.interval("linear_accuracy")) is not None]
     if not tops:
         return f"{title}."
-    top, label = max(tops, key=lambda pair: pair[0])
-    return f"{title}: best linear probe {percent(top)}, {label}."
+    best, label = max(tops, key=lambda pair: pair[0])
+    return f"{title}: best linear probe {percent(best)}, {label}."
 
 
 def _count(n: int, noun: str) -> str:

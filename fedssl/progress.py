@@ -37,7 +37,7 @@ class Reporter:
         style: dict[str, Any] = {"quiet": quiet, "highlight": False, "soft_wrap": True}
         self._console = Console(stderr=True, **style)
         self._live = self._console.is_terminal and not quiet
-        self._notebook = self._console.is_jupyter
+        self._notebook = self._console.is_jupyter and not quiet
         if self._notebook:  # there rich makes a paragraph of each line, and what goes to stderr is shown in red
             self._console = Console(force_jupyter=False, color_system=None, **style)
         self._open = 0  # characters of a notebook's line that the next one is drawn over
@@ -71,7 +71,8 @@ class Reporter:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=number, text=text)
         elif self._notebook:
-            self._console.print(f"\r{f'round {text}':{self._open}}", end="", markup=False)
+            self._console.file.write(f"\r{f'round {text}':{self._open}}")  # rich would strip the return
+            self._console.file.flush()
             self._open = len(text) + len("round ")
         else:
             self.say(f"round {text}")

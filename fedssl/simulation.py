@@ -40,7 +40,7 @@ def run(plan: Plan, reporter: Reporter) -> Record:
     if rundir.done:
         reporter.say(f"{rundir.path} has already finished with this configuration: nothing to do")
     else:
-        with _own_threads(), followed(plan.build_track(), rundir):
+        with _torch_as_before(), followed(plan.build_track(), rundir):
             plan.build_engine().run(plan.job, rundir, reporter)
     if not (rundir.path / "report.html").exists():
         finish_report(rundir)
@@ -48,10 +48,11 @@ def run(plan: Plan, reporter: Reporter) -> Record:
 
 
 @contextmanager
-def _own_threads() -> Iterator[None]:
-    """Give torch the threads back that it had: a notebook has other work for them."""
-    before = torch.get_num_threads()
+def _torch_as_before() -> Iterator[None]:
+    """Give torch its threads and its global generator back: a notebook has other work for them."""
+    threads = torch.get_num_threads()
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):  # layers draw from it before their weights are replaced
+            yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

@@ -103,11 +103,11 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     options = [*COMMAND, "pretrain", "-m", *TINY, "name=cell-${federation.rounds}", f"out={tmp_path}/runs"]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [*options, "federation.rounds=1,200"], cwd=tmp_path, env=environment, text=True,
+        [*options, "federation.rounds=1,60"], cwd=tmp_path, env=environment, text=True,
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    point, limit = tmp_path / "runs" / "cell-200" / "checkpoints" / "LATEST", time.monotonic() + 200
+    point, limit = tmp_path / "runs" / "cell-60" / "checkpoints" / "LATEST", time.monotonic() + 200
     try:
         while not point.exists() and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.05)
@@ -122,11 +122,11 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "the same command" in errors
     assert "Traceback" not in errors
     reached = int(point.read_text())
-    assert reached < 200
-    done = sweep("name=cell-${federation.rounds}", "federation.rounds=1,200")
+    assert reached < 60
+    done = sweep("name=cell-${federation.rounds}", "federation.rounds=1,60")
     assert done.returncode == 0, done.stderr
     assert "cell 1 of 2: federation.rounds=1: done before" in done.stderr
-    assert f"cell-200: {200 - reached} of 200 rounds to go" in done.stderr
+    assert f"cell-60: {60 - reached} of 60 rounds to go" in done.stderr
 
 
 def test_joblib_runs_cells_at_once_and_progress_is_told(tmp_path: Path) -> None:

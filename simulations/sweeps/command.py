@@ -13,6 +13,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
+from joblib.externals.loky import get_reusable_executor
 
 from fedssl import comparison, config
 from fedssl.errors import ConfigError
@@ -44,9 +45,18 @@ def main(arguments: Sequence[str]) -> int:
     together = given.get("hydra/launcher", "basic") != "basic"
     with tempfile.TemporaryDirectory() as folder:
         sweep = Sweep(count, tuple(swept), together, Path(folder) / "outcomes.jsonl", time.time())
-        application(sweep, arguments)
+        try:
+            application(sweep, arguments)
+        finally:
+            if together:
+                _dismiss()
         outcomes = sweep.outcomes()
     return _conclude(outcomes, list(swept))
+
+
+def _dismiss() -> None:
+    """End joblib's processes, which else wait minutes for more work, or after ctrl-C go on with what they have."""
+    get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 def _parsed(arguments: Sequence[str]) -> list[Override]:
