@@ -17,6 +17,7 @@ from fedssl.tree import flatten
 _SHARES = ("linear_accuracy", "knn_accuracy", "one_label_accuracy", "five_labels_accuracy")
 HEADINGS = ("run", "method", "strategy", "partition", "seed", "rounds", "linear %", "kNN %", "one label %",
             "five labels %", "effective rank", "MB up", "MB down", "seconds", "epsilon")  # fmt: skip
+_WORDS = (1, 2, 3)  # columns of words
 _MEAN = "mean of "
 _NOTE = (
     "Test accuracies. In the row of a mean, ± is half of a 95 % interval (Student's t) over the finished runs that "
@@ -37,11 +38,17 @@ def table(runs: Sequence[RunDirectory]) -> list[list[str]]:
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
     """A table for a terminal: without the columns in which all runs are alike, unless there is only one."""
-    runs = [row for row in rows[1:] if not row[0].startswith(_MEAN)]
-    told = [i for i in range(len(rows[0])) if len(runs) < 2 or i == 0 or len({row[i] for row in runs}) > 1]
+    told = _telling(rows, range(1, len(rows[0])))
     widths = {i: max(len(row[i]) for row in rows) for i in told}
     lines = ("  ".join(f"{row[i]:<{widths[i]}}" if i < 4 else f"{row[i]:>{widths[i]}}" for i in told) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _telling(rows: Sequence[Sequence[str]], droppable: Sequence[int]) -> list[int]:
+    """The columns of a table without those of `droppable` in which all of several runs are alike."""
+    runs = [row for row in rows[1:] if not row[0].startswith(_MEAN)]
+    alike = [i for i in droppable if len(runs) > 1 and len({row[i] for row in runs}) == 1]
+    return [i for i in range(len(rows[0])) if i not in alike]
 
 
 def compare(
@@ -61,7 +68,6 @@ def compare(
     """
     compared = configurations(runs)
     rows = _table(compared)
-    means = [i for i, row in enumerate(rows) if row[0].startswith(_MEAN)]
     drawn = list(comparison_figures.drawings(compared))
     pictures: dict[str, list[tuple[bytes, str]]] = {}
     for drawing in drawn:
@@ -71,7 +77,7 @@ def compare(
     document = page.page(
         f"{title} · fedssl",
         tag("header", tag("p", text("fedssl")), tag("h1", text(_headline(title, compared)))),
-        page.section("Results", page.table(rows, words=[1, 2, 3], means=means), tag("p", text(_NOTE), cls="note")),
+        page.section("Results", *_results(rows)),
         page.section("Where they differ", *_differences(compared)),
         page.section(comparison_figures.RESULTS, *page.gallery(pictures.get(comparison_figures.RESULTS, []))),
         *(page.section(part, *page.gallery(pictures.get(part, []))) for part in parts),
@@ -81,6 +87,17 @@ def compare(
     if folder is not None:
         figures.publish(((drawing.name, drawing.figure) for drawing in drawn), folder, kinds)
     return out
+
+
+def _results(rows: Sequence[Sequence[str]]) -> list[Html]:
+    """The table; what all runs share is said once below it."""
+    told = _telling(rows, _WORDS)
+    shared = " · ".join(rows[1][i] for i in _WORDS if i not in told)
+    means = [i for i, row in enumerate(rows) if row[0].startswith(_MEAN)]
+    words = [at for at, i in enumerate(told) if i in _WORDS]
+    note = f"All: {shared}. {_NOTE}" if shared else _NOTE
+    shown = [[row[i] for i in told] for row in rows]
+    return [page.table(shown, words=words, means=means), tag("p", text(note), cls="note")]
 
 
 def _headline(title: str, compared: Sequence[Configuration]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fedssl import collapse_figures
 from fedssl.configurations import Configuration
-from fedssl.figures import PROBES, few_labels, overlay, points, spectrum
+from fedssl.figures import COLOURS, PROBES, few_labels, overlay, points, spectrum
 from fedssl.split_figures import split_picture
 
 _CURVES = (  # key of the rows, label of the axis, scale, what it is
@@ -52,7 +52,7 @@ def _accuracies(compared: Sequence[Configuration]) -> Iterator[Drawing]:
         }
     if bars := {label: values for label, values in bars.items() if values}:
         caption = "Accuracy by number of labels; whiskers are 95 % intervals over seeds, where there are several."
-        yield Drawing(RESULTS, "accuracy", caption, few_labels(bars))
+        yield Drawing(RESULTS, "accuracy", caption, few_labels(bars, COLOURS))
 
 
 def _curves(compared: Sequence[Configuration]) -> Iterator[Drawing]:

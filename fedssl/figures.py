@@ -23,6 +23,7 @@ Row = Mapping[str, Any]
 
 # Okabe and Ito 2008, without yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+ENCODERS = (COLOURS[0], "#bbbbbb", COLOURS[4], COLOURS[3], COLOURS[2])  # the untrained one, which is second, is grey
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 HATCHES = ("", "////", "xxx", "\\\\\\\\", "++", "--", "||")
@@ -195,8 +196,8 @@ def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
 
 
 @styled
-def few_labels(probes: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Probe accuracy by the number of labels: one bar an encoder, its whiskers as long as `_std`."""
+def few_labels(probes: Mapping[str, Mapping[str, float]], colours: Sequence[str] = ENCODERS) -> Figure:
+    """Probe accuracy by the number of labels: one bar an encoder, with whiskers of `_std` to each side where it is."""
     shown = [(key, label) for key, label in PROBES if any(f"{key}_accuracy" in p for p in probes.values())]
     figure, axes = new(1.1 + max(0.52, 0.13 * len(probes)) * len(shown) + 0.17 * max(0, len(probes) - 3))
     height = 0.8 / len(probes)
@@ -205,9 +206,9 @@ def few_labels(probes: Mapping[str, Mapping[str, float]]) -> Figure:
         axes.barh(
             [at - 0.4 + (i + 0.5) * height for at, _ in here],
             [100 * values[f"{key}_accuracy"] for _, key in here],
-            xerr=[100 * (values.get(f"{key}_std") or 0.0) for _, key in here],
+            xerr=[100 * (values.get(f"{key}_std") or math.nan) for _, key in here],
             height=height,
-            color=(COLOURS[0], "#bbbbbb", COLOURS[4], COLOURS[3], COLOURS[2])[i % 5],
+            color=colours[i % len(colours)],
             hatch=HATCHES[i % len(HATCHES)],
             edgecolor="white" if i == 0 else "#333333",
             linewidth=0.6,
@@ -247,7 +248,7 @@ def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str,
             low, high = ([scale * f(values) for values in known.values()] for f in (min, max))
             axes.fill_between(list(known), low, high, color=COLOURS[i % len(COLOURS)], alpha=0.18, linewidth=0)
     by_round(axes, label)
-    legend(figure, axes, 1)
+    legend(figure, axes)
     return figure
 
 
