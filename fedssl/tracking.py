@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -104,7 +105,7 @@ class MLflow:
     """A run of MLflow, found again by the identity of ours; rounds that it has already are not told twice.
 
     Attributes:
-        uri: of the store; None for one in the run's own folder.
+        uri: of the store; None for one in the run's own folder, `mlflow.db`.
         experiment: where the run is listed.
     """
 
@@ -114,9 +115,10 @@ class MLflow:
     @contextmanager
     def follow(self, run: RunDirectory) -> Iterator[Told]:
         """See `Track`."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         mlflow = _needed("mlflow", "mlflow")
         try:
-            client = mlflow.MlflowClient(self.uri or (run.path.resolve() / "mlflow").as_uri())
+            client = mlflow.MlflowClient(self.uri or f"sqlite:///{run.path.resolve() / 'mlflow.db'}")
             entry = self._entry(client, run)
             told = max((metric.step for metric in client.get_metric_history(entry, "seconds")), default=0)
         except mlflow.exceptions.MlflowException as error:
@@ -171,6 +173,7 @@ class WeightsAndBiases:
     @contextmanager
     def follow(self, run: RunDirectory) -> Iterator[Told]:
         """See `Track`."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb = _needed("wandb", "wandb")
         settings = wandb.Settings(silent=True, console="off", disable_git=True)
         place: dict[str, Any] = {"project": self.project, "mode": self.mode, "dir": str(run.path), "settings": settings}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import sys
 import types
 from collections.abc import Callable
@@ -84,7 +86,10 @@ def test_a_run_of_before_trackers_goes_on(plan: Compose) -> None:
 
 @pytest.mark.parametrize("option", ["tensorboard", "mlflow", "wandb"])
 def test_a_missing_package_is_one_sentence(option: str, plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    genuine = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == option else genuine(name, *rest)
+    )
     with pytest.raises(ConfigError, match=f"track={option} needs {option}.*fedssl.track"):
         tracked(plan(f"track={option}"))
 
@@ -112,11 +117,10 @@ def test_wandb_is_told_in_its_own_words(plan: Compose, monkeypatch: pytest.Monke
         began.append(about)
         return Session()
 
-    stand_in = types.SimpleNamespace(
-        init=init, Settings=lambda **_: None, errors=types.SimpleNamespace(Error=RuntimeError)
-    )
+    stand_in = types.ModuleType("wandb")
+    stand_in.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    vars(stand_in).update(init=init, Settings=lambda **_: None, errors=types.SimpleNamespace(Error=RuntimeError))
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: stand_in)
     chosen = plan("track=wandb", "federation.rounds=3", "checkpoint_every=2")
     interrupted(chosen, after=1)
     record = tracked(chosen)
@@ -129,12 +133,13 @@ def test_wandb_is_told_in_its_own_words(plan: Compose, monkeypatch: pytest.Monke
     assert summary["bytes_up"] == record.summary["bytes_up"]
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, of the libraries that it uses
 def test_mlflow_holds_every_round_once(plan: Compose, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     chosen = plan("track=mlflow", "federation.rounds=3", "checkpoint_every=2")
     interrupted(chosen, after=1)
     record = tracked(chosen)
-    client = mlflow.MlflowClient((record.path / "mlflow").as_uri())
+    client = mlflow.MlflowClient(f"sqlite:///{record.path / 'mlflow.db'}")
     (experiment,) = [each for each in client.search_experiments() if each.name == "fedssl"]
     (entry,) = client.search_runs([experiment.experiment_id])
     losses = client.get_metric_history(entry.info.run_id, "loss")
