@@ -15,9 +15,8 @@ from fedssl.rundir import RunDirectory
 from fedssl.tree import flatten
 
 _SHARES = ("linear_accuracy", "knn_accuracy", "one_label_accuracy", "five_labels_accuracy")
-HEADINGS = ("run", "method", "strategy", "partition", "seed", "rounds", "linear %", "kNN %", "one label %",
-            "five labels %", "effective rank", "MB up", "MB down", "seconds", "epsilon")  # fmt: skip
-_WORDS = (1, 2, 3)  # columns of words
+HEADINGS = ("run", "configuration", "seed", "rounds", "linear %", "kNN %", "one label %", "five labels %",
+            "effective rank", "MB up", "MB down", "seconds", "epsilon")  # fmt: skip
 _MEAN = "mean of "
 _NOTE = (
     "Test accuracies. In the row of a mean, ± is half of a 95 % interval (Student's t) over the finished runs that "
@@ -38,17 +37,11 @@ def table(runs: Sequence[RunDirectory]) -> list[list[str]]:
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
     """A table for a terminal: without the columns in which all runs are alike, unless there is only one."""
-    told = _telling(rows, range(1, len(rows[0])))
-    widths = {i: max(len(row[i]) for row in rows) for i in told}
-    lines = ("  ".join(f"{row[i]:<{widths[i]}}" if i < 4 else f"{row[i]:>{widths[i]}}" for i in told) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _telling(rows: Sequence[Sequence[str]], droppable: Sequence[int]) -> list[int]:
-    """The columns of a table without those of `droppable` in which all of several runs are alike."""
     runs = [row for row in rows[1:] if not row[0].startswith(_MEAN)]
-    alike = [i for i in droppable if len(runs) > 1 and len({row[i] for row in runs}) == 1]
-    return [i for i in range(len(rows[0])) if i not in alike]
+    told = [i for i in range(len(rows[0])) if i == 0 or len(runs) == 1 or len({row[i] for row in runs}) > 1]
+    widths = {i: max(len(row[i]) for row in rows) for i in told}
+    lines = ("  ".join(f"{row[i]:<{widths[i]}}" if i < 2 else f"{row[i]:>{widths[i]}}" for i in told) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def compare(
@@ -77,7 +70,7 @@ def compare(
     document = page.page(
         f"{title} · fedssl",
         tag("header", tag("p", text("fedssl")), tag("h1", text(_headline(title, compared)))),
-        page.section("Results", *_results(rows)),
+        page.section("Results", *_results(rows, compared)),
         page.section("Where they differ", *_differences(compared)),
         page.section(comparison_figures.RESULTS, *page.gallery(pictures.get(comparison_figures.RESULTS, []))),
         *(page.section(part, *page.gallery(pictures.get(part, []))) for part in parts),
@@ -89,15 +82,17 @@ def compare(
     return out
 
 
-def _results(rows: Sequence[Sequence[str]]) -> list[Html]:
-    """The table; what all runs share is said once below it."""
-    told = _telling(rows, _WORDS)
-    shared = " · ".join(rows[1][i] for i in _WORDS if i not in told)
+def _results(rows: Sequence[Sequence[str]], compared: Sequence[Configuration]) -> list[Html]:
+    """The table; what all runs share is said below it."""
     means = [i for i, row in enumerate(rows) if row[0].startswith(_MEAN)]
-    words = [at for at, i in enumerate(told) if i in _WORDS]
+    kinds = [_kinds(one.runs[0]) for one in compared]
+    shared = " · ".join(column[0] for column in zip(*kinds, strict=True) if len(set(column)) == 1)
     note = f"All: {shared}. {_NOTE}" if shared else _NOTE
-    shown = [[row[i] for i in told] for row in rows]
-    return [page.table(shown, words=words, means=means), tag("p", text(note), cls="note")]
+    return [page.table(rows, words=[1], means=means), tag("p", text(note), cls="note")]
+
+
+def _kinds(run: Record) -> tuple[str, str, str]:
+    return run.kind("method"), run.kind("strategy"), run.partition
 
 
 def _headline(title: str, compared: Sequence[Configuration]) -> str:
@@ -115,12 +110,12 @@ def _count(n: int, noun: str) -> str:
 def _table(compared: Sequence[Configuration]) -> list[list[str]]:
     rows = [list(HEADINGS)]
     for one in compared:
+        name = one.name if len(compared) > 1 else " · ".join(_kinds(one.runs[0]))
         for run in one.runs:
             done, asked = run.summary["rounds"], run.of("federation", "rounds")
             rows.append(
                 [
-                    *(run.name, run.kind("method"), run.kind("strategy"), run.partition),
-                    *(str(run.of("seed")), str(done) if run.done else f"{done} of {asked}"),
+                    *(run.name, name, str(run.of("seed")), str(done) if run.done else f"{done} of {asked}"),
                     *(decimal(value, 1) for value in _values(run)),
                     _epsilon(run),
                 ]
@@ -129,7 +124,7 @@ def _table(compared: Sequence[Configuration]) -> list[list[str]]:
             columns = zip(*(_values(run) for run in one.ended), strict=True)
             largest = max(one.ended, key=lambda run: number(run.summary.get("epsilon")) or 0.0)
             mean = f"{_MEAN}{len(one.ended)} runs"
-            rows.append([mean, *rows[-1][1:4], "", "", *map(_interval, columns), _epsilon(largest)])
+            rows.append([mean, name, "", "", *map(_interval, columns), _epsilon(largest)])
     return rows
 
 

@@ -14,7 +14,7 @@ from fedssl.record import Record, begun
 from fedssl.rundir import NOT_THE_JOB, RunDirectory
 from fedssl.tree import flatten
 
-_LONGEST = 60  # characters of a label that a legend can hold
+_LONGEST = 56  # characters of a name that a legend can hold
 _CLASS = "_target_"
 _FIRST = ("method.", "strategy.", "partition.")  # of what differs
 
@@ -24,12 +24,17 @@ class Configuration:
     """A configuration and its runs.
 
     Attributes:
-        label: tells it apart from the others that it is compared with.
+        name: tells it apart from the others that it is compared with.
         runs: one a seed; at least one.
     """
 
-    label: str
+    name: str
     runs: Sequence[Record]
+
+    @property
+    def label(self) -> str:
+        """The name, and how many runs a mean is taken over."""
+        return f"{self.name} ({len(self.ended)} runs)" if len(self.ended) > 1 else self.name
 
     @property
     def ended(self) -> Sequence[Record]:
@@ -60,20 +65,19 @@ def configurations(runs: Sequence[RunDirectory]) -> list[Configuration]:
     for run in {run.path.resolve(): run for run in runs}.values():
         record = begun(run)
         groups.setdefault(json.dumps(_job(record), sort_keys=True), []).append(record)
-    labels = _labels(list(groups.values()))
-    return [Configuration(label, group) for label, group in zip(labels, groups.values(), strict=True)]
+    names = _names(list(groups.values()))
+    return [Configuration(name, group) for name, group in zip(names, groups.values(), strict=True)]
 
 
-def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
+def _names(groups: Sequence[Sequence[Record]]) -> list[str]:
     """Names that tell the groups apart: what differs between their configurations, or a run's name, or its path."""
     flat = [_job(group[0]) for group in groups]
     named = [" · ".join(_told(mine, flat)) for mine in flat]
     chosen = [str(group[0].path) for group in groups]
-    for labels in ([group[0].name for group in groups], named):
-        if all(0 < len(label) <= _LONGEST for label in labels) and len(set(labels)) == len(groups):
-            chosen = labels  # the later, the better
-    counts = [len(ended(group)) for group in groups]
-    return [f"{label} ({n} runs)" if n > 1 else label for label, n in zip(chosen, counts, strict=True)]
+    for names in ([group[0].name for group in groups], named):
+        if all(0 < len(name) <= _LONGEST for name in names) and len(set(names)) == len(groups):
+            chosen = names  # the later, the better
+    return chosen
 
 
 def _job(record: Record) -> dict[str, str]:

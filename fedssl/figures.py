@@ -185,7 +185,7 @@ def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
         values = [v for v in eigenvalues if v is not None and v > 0]
         if values:
             rows = [{"round": at, "value": v / values[0]} for at, v in enumerate(values, 1)]
-            line(axes, rows, "value", i, plain(name, 60))
+            line(axes, rows, "value", i, plain(name, 66))
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))
     axes.set_xlabel("index of the eigenvalue")
@@ -213,7 +213,7 @@ def few_labels(probes: Mapping[str, Mapping[str, float]], colours: Sequence[str]
             edgecolor="white" if i == 0 else "#333333",
             linewidth=0.6,
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
-            label=plain(name, 60),
+            label=plain(name, 66),
         )
     axes.set_yticks(range(len(shown)), [label for _, label in shown])
     axes.invert_yaxis()
@@ -243,7 +243,7 @@ def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str,
         everyone = max(map(len, by_number.values()), default=0)  # a round that a run has not reached is left out
         known = {at: values for at, values in sorted(by_number.items()) if len(values) == everyone}
         means = [{"round": at, key: float(np.mean(values))} for at, values in known.items()]
-        line(axes, means, key, i, plain(name, 60), scale)
+        line(axes, means, key, i, plain(name, 66), scale)
         if everyone > 1:
             low, high = ([scale * f(values) for values in known.values()] for f in (min, max))
             axes.fill_between(list(known), low, high, color=COLOURS[i % len(COLOURS)], alpha=0.18, linewidth=0)
