@@ -183,8 +183,12 @@ class WeightsAndBiases:
         except wandb.errors.Error as error:
             first = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
             raise ConfigError(f"track=wandb cannot begin ({first}): use track.mode=offline, or track=none") from error
-        with session:
+        failed = 1
+        try:
             yield Told(lambda at, numbers: session.log(dict(numbers), step=at), session.summary.update)
+            failed = 0
+        finally:
+            session.finish(exit_code=failed)  # as a context manager it would print a traceback
 
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, float]:

@@ -99,6 +99,7 @@ def test_wandb_is_told_in_its_own_words(plan: Compose, monkeypatch: pytest.Monke
     began: list[dict[str, Any]] = []
     logged: list[tuple[int, dict[str, float]]] = []
     summary: dict[str, float] = {}
+    ended: list[int] = []
 
     class Session:
         def __init__(self) -> None:
@@ -107,11 +108,8 @@ def test_wandb_is_told_in_its_own_words(plan: Compose, monkeypatch: pytest.Monke
         def log(self, values: dict[str, float], step: int) -> None:
             logged.append((step, values))
 
-        def __enter__(self) -> Session:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            return
+        def finish(self, exit_code: int) -> None:
+            ended.append(exit_code)
 
     def init(**about: Any) -> Session:
         began.append(about)
@@ -131,6 +129,7 @@ def test_wandb_is_told_in_its_own_words(plan: Compose, monkeypatch: pytest.Monke
     assert [step for step, _ in logged] == [1, 1, 2, 3]
     assert logged[-1][1]["loss"] == record.rows[-1]["loss"]
     assert summary["bytes_up"] == record.summary["bytes_up"]
+    assert ended == [1, 0]
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own, of the libraries that it uses
