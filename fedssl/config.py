@@ -143,6 +143,15 @@ def relax(overrides: Sequence[str]) -> list[str]:
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """One sentence for an error of Hydra on these overrides, with the nearest option that exists."""
     text = str(error)
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return ConfigError(
+            f"{match[1]} holds several values where a run takes one: `fedssl pretrain -m` runs each, [a,b] is a list"
+        )
+    if match := re.search(r"Could not override '(hydra\.[^']+)'", text):
+        return ConfigError(
+            f"{match[1]} is not an option here: `fedssl pretrain --cfg hydra` shows those of Hydra; a launcher's come "
+            "with it, as with hydra/launcher=joblib"
+        )
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         known = _known_keys(overrides)

@@ -9,6 +9,7 @@ import torch
 
 from fedssl import config
 from fedssl.config import Plan
+from fedssl.errors import ConfigError
 from fedssl.progress import Reporter
 from fedssl.record import Record
 from fedssl.report import finish_report
@@ -31,6 +32,8 @@ def simulate(*overrides: str, quiet: bool = False) -> Record:
     Raises:
         FedsslError: for everything a person can mend, in one sentence; finished rounds stay in the directory.
     """
+    if odd := [given for given in overrides if not isinstance(given, str)]:
+        raise ConfigError(f"{odd[0]!r} is not an option: give each as a string of its own, such as 'method=byol'")
     return run(config.compose(overrides), Reporter(quiet))
 
 

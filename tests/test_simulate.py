@@ -70,6 +70,10 @@ def test_a_hydra_of_the_caller_is_left_alone(tmp_path: Path) -> None:
 def test_a_wrong_option_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FedsslError, match="did you mean method.temperature"):
         fedssl.simulate("method.tmperature=1", f"out={tmp_path}")
+    with pytest.raises(ConfigError, match="seed=0,1 holds several values where a run takes one"):
+        fedssl.simulate("seed=0,1")
+    with pytest.raises(ConfigError, match="give each as a string of its own"):
+        fedssl.simulate(["method=byol"])  # type: ignore[arg-type]
     fedssl.simulate(*TINY, f"out={tmp_path}", "name=x", quiet=True)
     with pytest.raises(ConfigError, match="pass another name="):
         fedssl.simulate(*TINY, f"out={tmp_path}", "name=x", "seed=1", quiet=True)

@@ -65,6 +65,8 @@ def test_a_wrong_cell_says_why_and_does_not_stop_the_others(tmp_path: Path) -> N
     [
         (["seed=0,1", "name=x"], "name=x would give all 2 cells one directory"),
         (["method=simclr,simclrr"], "did you mean method=simclr"),
+        (["--cfg", "job"], "Only one of --run, --multirun"),
+        (["hydra.launcher.n_jobs=2"], "come with it, as with hydra/launcher=joblib"),
         (["hydra/launcher=submitit_local", "seed=0,1"], "pip install 'hydra-submitit_local-launcher'"),
     ],
 )

@@ -30,6 +30,10 @@ def application(task: Callable[[DictConfig], None], arguments: Sequence[str]) ->
         hydra.main(config_path=str(config.conf_dir()), config_name="config", version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise _missing(error) or config.explain(error, arguments) from error
+    except ValueError as error:
+        if not str(error).startswith("Only one of --"):
+            raise
+        raise ConfigError(f"{str(error).rstrip('.')}, since each does something else: leave the others out") from error
     finally:
         sys.argv = before[0]
         if before[1] is None:
