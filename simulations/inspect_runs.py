@@ -45,7 +45,10 @@ def report(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{odd[0]} is not an option of report: use --out FILE, --figures FOLDER, --format {kinds[0]}")
     if not paths:
         raise ConfigError("report needs a run directory: fedssl report runs/NAME [runs/OTHER ...]")
-    runs = [RunDirectory(Path(path)) for path in paths]
+    files = [path for path in paths if Path(path).is_file()]  # runs/* names pages of comparisons, too
+    runs = [RunDirectory(Path(path)) for path in paths if path not in files]
+    if not runs:
+        raise ConfigError(f"{files[0]} is a file, not a run: pass the directories of runs, such as runs/NAME")
     for run in runs:
         run.config()  # refuses what is not a run, before anything is written
     place = Path(folder) if folder else None

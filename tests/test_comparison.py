@@ -132,6 +132,18 @@ def test_wrong_options_of_report(
     assert sentence in capsys.readouterr().err
 
 
+def test_a_page_among_the_runs_is_passed_over(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(make(name).path) for name in ("a", "b")]
+    monkeypatch.chdir(tmp_path)
+    Path("page.html").write_text("")
+    assert cli.answer(["report", *paths, "page.html"]) == 0
+    assert "2 runs of 1 configuration" in Path("comparison.html").read_text()
+    assert cli.answer(["report", "page.html"]) == 2
+    assert "page.html is a file, not a run" in capsys.readouterr().err
+
+
 def test_a_table_for_a_terminal_leaves_out_what_all_share(make: Make) -> None:
     told = comparison.as_text(comparison.table(three_seeds(make)[:3])).splitlines()
     assert told[0].split()[:2] == ["run", "seed"]
