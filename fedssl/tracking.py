@@ -119,7 +119,7 @@ class MLflow:
         mlflow = _needed("mlflow", "mlflow")
         try:
             client = mlflow.MlflowClient(self.uri or f"sqlite:///{run.path.resolve() / 'mlflow.db'}")
-            entry = self._entry(client, run)
+            entry = self._entry(client, run, mlflow.entities.Param)
             told = max((metric.step for metric in client.get_metric_history(entry, "seconds")), default=0)
         except mlflow.exceptions.MlflowException as error:
             first = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
@@ -140,7 +140,7 @@ class MLflow:
         yield Told(row, summary)
         client.set_terminated(entry)
 
-    def _entry(self, client: Any, run: RunDirectory) -> str:
+    def _entry(self, client: Any, run: RunDirectory, param: Callable[[str, str], Any]) -> str:
         """The identifier of the run, made with its configuration if it is new."""
         known = client.get_experiment_by_name(self.experiment)
         where = known.experiment_id if known else client.create_experiment(self.experiment)
@@ -149,8 +149,9 @@ class MLflow:
         if found:
             return str(found[0].info.run_id)
         entry = str(client.create_run(where, run_name=run.path.name, tags={"fedssl_run": identity}).info.run_id)
-        for key, value in flatten(run.config()):
-            client.log_param(entry, key.replace("@", "."), str(value)[:500])
+        options = [param(key.replace("@", "."), str(value)[:500]) for key, value in flatten(run.config())]
+        for at in range(0, len(options), 100):  # more are refused at once
+            client.log_batch(entry, params=options[at : at + 100])
         return entry
 
 
