@@ -83,11 +83,10 @@ class Sweep:
 
     def _so_far(self) -> str:
         ended = self.outcomes()
-        counts = Counter(outcome.how for outcome in ended)
-        worked, left = counts[DONE] + counts[FAILED], self.count - len(ended)
+        run, left = sum(outcome.how == DONE for outcome in ended), self.count - len(ended)
         told = tally(ended)
-        if left > 0 and worked:
-            told += f"; about {duration((time.time() - self.began) / worked * left)} left"
+        if left > 0 and run:
+            told += f"; about {duration((time.time() - self.began) / run * left)} left"
         return told
 
 
