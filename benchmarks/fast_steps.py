@@ -11,13 +11,15 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.machine import machine
+from benchmarks.pages import put
+from benchmarks.speed import table
 from benchmarks.workload import BARE, ROOT, Work
 from fedssl import seeds
 from fedssl.acceleration import accelerate
@@ -27,7 +29,9 @@ from fedssl.method import Batch, Step
 from fedssl.norms import commit_statistics
 from fedssl.setup import build_model
 
+COMMAND = "python -m benchmarks.fast_steps"
 RESULTS = ROOT / "benchmarks" / "results" / "fast_steps.json"
+PAGE = ROOT / "docs" / "engines.md"
 PLAIN = "plain"
 OPTIONS = {  # name: channels_last, compiled, bf16
     PLAIN: (False, False, False),
@@ -50,20 +54,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     device = torch.device(chosen.device)
     rows = [row for name, work in WORKS.items() for row in measured(name, work, device, chosen.turns)]
-    for row in rows:
-        low, high = row["quartiles"]
-        print(
-            f"{row['work']:36} {row['option']:30} first {row['first_s']:6.2f} s, then {row['milliseconds']:8.1f} ms, "
-            f"{row['over_plain']:5.2f} times the plain step ({low:.2f} to {high:.2f})"
-        )
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    about = {"command": "python -m benchmarks.fast_steps", "machine": {**machine(), **gpu}, "turns": chosen.turns}
-    write_json(chosen.out, {**about, "device": device.type, "rows": rows})
+    words = COMMAND if device.type == "cpu" else f"{COMMAND} --device {chosen.device}"
+    result = {"command": words, "machine": {**machine(), **gpu}, "turns": chosen.turns, "rows": rows}
+    write_json(chosen.out, result)
+    put(chosen.page, COMMAND, told(result))
+    print(told(result))
     return 0
+
+
+def told(result: Mapping[str, Any]) -> str:
+    """The result for people: times the plain step, by option and work."""
+    rows, about = result["rows"], result["machine"]
+    works = list(dict.fromkeys(row["work"] for row in rows))
+    found = {(row["option"], row["work"]): row for row in rows}
+    body = []
+    for option in dict.fromkeys(row["option"] for row in rows):
+        cells = [found[option, work] for work in works]
+        if option == PLAIN:
+            body.append([option, *(f"{cell['milliseconds']:.1f} ms" for cell in cells)])
+            continue
+        spread = ("{:.2f} ({:.2f} to {:.2f})".format(cell["over_plain"], *cell["quartiles"]) for cell in cells)
+        body.append([option, *spread])
+    worst = max(row["first_s"] for row in rows)
+    return (
+        f"{table(['step', *works], body)}\nTimes the plain step, median and quartiles of {result['turns']} turns; the "
+        f"first compiled step takes up to {worst:.0f} s.\n{about['date'][:10]}, {about.get('gpu', about['cpu'])}, one "
+        f"torch thread, torch {about['versions']['torch']}, load before the start {about['load_before']}: "
+        f"`{result['command']}`.\n"
+    )
 
 
 def measured(name: str, work: Work, device: torch.device, turns: int) -> list[dict[str, Any]]:

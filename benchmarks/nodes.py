@@ -154,10 +154,15 @@ def federation(folder: Path, nodes: int) -> Iterator[Federation]:
 
 
 class Wire:
-    """A cable between a node and its SuperLink that can be cut: forwards connections of a port to another."""
+    """A cable between a node and its SuperLink that can be cut: forwards connections of a port to another.
+
+    Attributes:
+        port: where the node connects.
+        spoils: whether a bit of whatever the node sends is flipped on its way.
+    """
 
     def __init__(self, port: int) -> None:
-        self._target, self._open = port, set[socket.socket]()
+        self._target, self._open, self.spoils = port, set[socket.socket](), False
         self._listener: socket.socket | None = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
@@ -192,4 +197,6 @@ class Wire:
                     if not content:
                         self._open -= {near, far}
                         return
+                    if self.spoils and end is near:
+                        content = content[:-1] + bytes([content[-1] ^ 1])
                     (far if end is near else near).sendall(content)

@@ -51,6 +51,11 @@ def refuse_combinations(job: Job) -> None:
         raise ConfigError(f"method.local_views crops, which {data} cannot: use method.local_views=0")
     if job.method.reads_public and job.tree.get("public") is None:
         raise ConfigError(f"{method} as configured reads public examples and there are none: add data@public=NAME")
+    if job.local.compiled and job.local.checkpointing:
+        raise ConfigError(
+            "local.compiled=true makes one graph of the encoder and local.checkpointing=true runs its blocks again: "
+            "use one of them"
+        )
     if job.privacy.private:
         _single_records(job.local)
     _others(job, data, modality)

@@ -159,7 +159,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         near = moved[:1] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "`fedssl pretrain --cfg job` shows all options"
         return ConfigError(f"{key} is not an option here: {hint}")
-    if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+    if match := re.search(r"Could not find '([^'/]+)/([^']*)'", text):
         group, choice = match[1], match[2]
         options = options_of(group)
         near = difflib.get_close_matches(choice, options, n=1)

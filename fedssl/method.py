@@ -85,16 +85,22 @@ class Augment(Protocol):
         """images, timeseries, graphs or pairs: encoders and methods say which they take."""
         ...
 
-    def views(self, x: Any, generator: torch.Generator, count: int) -> Sequence[View]: ...
+    def views(self, x: Any, generator: torch.Generator, count: int) -> Sequence[View]:
+        """`count` independent views of each of the B examples; `generator` is the only source of randomness."""
+        ...
 
-    def plain(self, x: Any) -> View: ...
+    def plain(self, x: Any) -> View:
+        """The examples as they are measured: normalised, nothing else."""
+        ...
 
 
 @runtime_checkable
 class MultiCrop(Augment, Protocol):
     """An augmentation that can also draw small crops."""
 
-    def local_views(self, x: Any, generator: torch.Generator, count: int) -> Sequence[View]: ...
+    def local_views(self, x: Any, generator: torch.Generator, count: int) -> Sequence[View]:
+        """`count` independent views of small crops of each example."""
+        ...
 
 
 @runtime_checkable
@@ -103,9 +109,13 @@ class JointDraw(Protocol):
 
     joint: ClassVar[bool]
 
-    def views(self, x: Any, generator: Source, count: int) -> Sequence[View]: ...
+    def views(self, x: Any, generator: Source, count: int) -> Sequence[View]:
+        """As `Augment.views`; each client's examples draw from its own stream."""
+        ...
 
-    def local_views(self, x: Any, generator: Source, count: int) -> Sequence[View]: ...
+    def local_views(self, x: Any, generator: Source, count: int) -> Sequence[View]:
+        """As `MultiCrop.local_views`; each client's examples draw from its own stream."""
+        ...
 
 
 class SSLMethod(Protocol):
@@ -150,10 +160,14 @@ class SSLMethod(Protocol):
         ...
 
     @property
-    def parts(self) -> tuple[Part, ...]: ...
+    def parts(self) -> tuple[Part, ...]:
+        """What the model is made of: the keys of the `nn.ModuleDict` that `init` returns."""
+        ...
 
     @property
-    def coupling(self) -> Coupling: ...
+    def coupling(self) -> Coupling:
+        """What one example's loss may depend on besides itself; privacy reads it, and probes whether it is true."""
+        ...
 
     def init(self, encoder: nn.Module, sizes: Sizes) -> Model:
         """Build the model around an encoder."""

@@ -69,9 +69,13 @@ class Owner(Protocol):
     """A strategy that has a say in who owns which part, and may need summaries that only some methods make."""
 
     @property
-    def needs(self) -> Collection[str]: ...
+    def needs(self) -> Collection[str]:
+        """Of a method's `summaries`, those that it reads."""
+        ...
 
-    def shares(self, parts: Sequence[Part]) -> Mapping[str, str]: ...
+    def shares(self, parts: Sequence[Part]) -> Mapping[str, str]:
+        """Its word on who owns which of a model's parts; the configuration's `share` wins over it."""
+        ...
 
 
 @dataclass(frozen=True)

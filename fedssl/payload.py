@@ -244,7 +244,8 @@ def sentences(content: Mapping[str, Any]) -> list[str]:
     each = [sum(entry["bytes"] for entry in content[way] if entry["part"]) for way in ("up", "down")]
     raw = " and ".join(f"{size:,}" for size in dict.fromkeys(each))
     coded = f"up to {up:,} bytes" if chosen["keep"] < 1 else f"{up:,} bytes"
-    said = [f"A round takes {coded} of arrays up from each client and {down:,} down to it; uncoded they are {raw}."]
+    saved = "" if each == [up, down] else f"; uncoded they are {raw}"
+    said = [f"A round takes {coded} of arrays up from each client and {down:,} down to it{saved}."]
     if content["left_out"]:
         said.append(f"Clients that cannot train everything send less: {', '.join(content['left_out'])}.")
     return said

@@ -102,12 +102,20 @@ def dispatch(arguments: Sequence[str]) -> int:
 
 
 def answer(arguments: Sequence[str]) -> int:
-    """Run one command; a refusal is one sentence and exit code 2."""
+    """Run one command; a refusal is one sentence and exit code 2, and so is an installation that is not whole."""
     try:
         return dispatch(arguments)
     except FedsslError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ("fedssl", "strategies", "simulations"):
+            raise  # nobody's installation, a mistake of ours
+        print(
+            f"error: {error.name} cannot be imported, which fedssl needs: its installation is not complete, install "
+            "fedssl again",
+            file=sys.stderr,
+        )
+    return 2
 
 
 def main() -> None:

@@ -130,7 +130,7 @@ def remedies(job: Job) -> Iterator[tuple[str, ...]]:
     size = job.local.batch_size
     pieces = max(1, min(size, int(job.tree["privacy"].get("micro_batch") or size)) // 4)
     caching = f"privacy.micro_batch={pieces}"
-    plain = not job.privacy.private
+    plain = not (job.privacy.private or job.local.compiled)  # whose blocks may run again
     if plain and not job.local.checkpointing:
         yield ("local.checkpointing=true",)
     if pieces < size:

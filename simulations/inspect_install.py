@@ -13,6 +13,12 @@ from fedssl import config
 from fedssl.errors import ConfigError
 from simulations.threads import advice
 
+EXTRAS = {  # of pyproject.toml: what they install, and what for
+    "ray": (("ray",), "engine=ray"),
+    "hub": (("datasets",), "data=hub"),
+    "onnx": (("onnx", "onnxscript", "onnxruntime"), "export --format onnx"),
+}
+DAEMONS = ("flwr", "flower-superlink", "flower-supernode", "flower-superexec")
 _PLURALS = {"strategies": "strategy", "privacies": "privacy", "studies": "study"}
 _PLACES = {group: f"{group}@participation.{group}" for group in ("available", "pace")}  # they fill a field of another
 
@@ -63,9 +69,20 @@ def doctor(arguments: Sequence[str]) -> int:
             print(f"gpu           cuda:{i} {p.name}, {p.total_memory / 2**30:.0f} GiB; device=auto uses cuda:0")
     else:
         print("gpu           none that torch can use; device=auto means cpu")
-    for extra, module in (("ray", "ray"), ("hub", "datasets")):
-        there = importlib.util.find_spec(module) is not None
-        print(f"extra {extra:7} " + ("installed" if there else f"not installed: pip install 'fedssl[{extra}]'"))
+    for extra, (modules, use) in EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        said = f"{', '.join(missing)} missing, for {use}: pip install 'fedssl[{extra}]'" if missing else "installed"
+        print(f"extra {extra:7} {said}")
+    absent = [name for name in DAEMONS if shutil.which(name) is None]
+    print(
+        "deployment    "
+        + (
+            f"{', '.join(absent)} not on PATH, by which Flower's programs start one another: put the environment's bin "
+            "folder there"
+            if absent
+            else f"{', '.join(DAEMONS)} are on PATH"
+        )
+    )
     print(f"disk          {shutil.disk_usage('.').free / 2**30:.0f} GiB free here")
     print(f"configuration {config.conf_dir()}")
     return 0

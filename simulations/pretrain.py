@@ -13,6 +13,7 @@ from fedssl.errors import ConfigError
 from fedssl.progress import Reporter, duration
 from fedssl.record import Record
 from fedssl.rundir import RunDirectory
+from simulations.flags import refuse_unknown
 from simulations.sweeps import command as sweep
 from simulations.sweeps.application import application
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         FedsslError: the run is refused.
     """
+    refuse_unknown(arguments)
     if not any(text.lstrip("+~").startswith(("-", "hydra")) for text in arguments):
         run(config.compose(arguments))  # Hydra's application would compose twice
         return 0

@@ -75,6 +75,11 @@ def test_gradients_of_single_records_are_not_compiled() -> None:
         config.compose(tiny("method=simclr", "privacy=example", "local.compiled=true")).job.check()
 
 
+def test_what_is_compiled_is_not_checkpointed() -> None:
+    with pytest.raises(ConfigError, match="use one of them"):
+        config.compose(tiny("method=simclr", "local.checkpointing=true", "local.compiled=true")).job.check()
+
+
 def on_gpu(job: Job, **options: Any) -> Training:
     """The first client of a job on the GPU, one epoch taken, so that nothing is done for the first time any more."""
     device = torch.device("cuda")

@@ -12,9 +12,13 @@ import threading
 import tomllib
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from ssl import create_default_context
+from ssl import SSLContext, SSLError, create_default_context
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +26,13 @@ from conftest import TINY, assert_same, execute, final_arrays
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from benchmarks.nodes import ROOT, Federation, Wire, federation
 from fedssl import config
@@ -40,9 +51,78 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    with federation(tmp_path_factory.mktemp("federation"), 2) as running:
+    with federation(tmp_path_factory.mktemp("federation"), 3) as running:
         running.superlink()
         yield running
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Speaks to a SuperLink as a SuperNode does: every request has the node's public key and a signed time."""
+
+    port: int
+    key: ec.EllipticCurvePrivateKey
+    trusted: SSLContext
+
+    @property
+    def public(self) -> bytes:
+        return public_key_to_bytes(self.key.public_key())
+
+    def ask(self, path: str, message: Any, skew: float = 0.0, **changed: bytes) -> tuple[int, bytes]:
+        """Status and content of the answer; `skew`: seconds by which the node's clock is wrong."""
+        stamp = (now() + timedelta(seconds=skew)).isoformat()
+        own = {"public-key": self.public, "signature": sign_message(self.key, stamp.encode())}
+        own |= {name.replace("_", "-"): value for name, value in changed.items()}
+        headers = {f"flwr-{name}": b64encode(value).decode() for name, value in own.items()}
+        request = urllib.request.Request(
+            f"https://127.0.0.1:{self.port}/v1/fleet/{path}",
+            message.SerializeToString(),
+            {**headers, TIMESTAMP_HEADER: stamp, "Content-Type": PROTOBUF_MEDIA_TYPE},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30, context=self.trusted) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+
+def spoilt_claims_are_refused(real: Federation) -> None:
+    """A registered node is answered; one bit, another's key, another's number or a wrong clock, and it is not."""
+    own, trusted = real.folder / "keys", create_default_context(cafile=str(real.folder / "keys" / "ca.crt"))
+    keys_of = [load_ssh_private_key((own / f"node-{n}.key").read_bytes(), None) for n in (1, 2)]
+    other, caller = (Caller(real.port, key, trusted) for key in keys_of)  # type: ignore[arg-type]
+    status, content = caller.ask("activate-node", ActivateNodeRequest(public_key=caller.public, heartbeat_interval=60))
+    assert status == 200, content
+    node = ActivateNodeResponse.FromString(content).node_id
+
+    def beat(by: Caller = caller, number: int = node, **words: Any) -> int:
+        message = SendNodeHeartbeatRequest(node=Node(node_id=number), heartbeat_interval=60)
+        return by.ask("send-node-heartbeat", message, **words)[0]
+
+    assert beat() == 200
+    assert beat(skew=-240) == 200  # Flower lets clocks be five minutes late
+    assert beat(skew=-400) == 401  # nor is a message taken that somebody kept and sends again later
+    assert beat(skew=60) == 401
+    assert beat(number=node ^ 1) == 401
+    assert beat(by=other) == 401
+    assert beat(public_key=other.public) == 401
+    assert beat(signature=sign_message(caller.key, b"2020-01-01T00:00:00+00:00")) == 401
+    wire = Wire(real.port)
+    through = Caller(wire.port, caller.key, trusted)
+    assert beat(by=through) == 200
+    for spoilt in (False, True):
+        plain = socket.create_connection(("127.0.0.1", wire.port), timeout=30)
+        with trusted.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+            wire.spoils = spoilt  # the handshake is over
+            secure.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            answered = b""
+            with contextlib.suppress(SSLError, ConnectionError):
+                answered = secure.recv(64)
+            assert answered.startswith(b"HTTP/1.1 200") is not spoilt
+    with pytest.raises(urllib.error.URLError):
+        beat(by=through)
+    wire.cut()
 
 
 def test_a_federation_under_tls_with_keys_equals_the_simulation(
@@ -54,7 +134,7 @@ def test_a_federation_under_tls_with_keys_equals_the_simulation(
         places.append(str(real.folder / f"site{number}.npz"))
         images = [rng.integers(0, 255, (n, 8, 8), dtype=np.uint8) for n in (count, 2)]
         np.savez(places[-1], train_images=images[0], test_images=images[1])
-    real.register(2)
+    real.register(3)
     keys.make(tmp_path / "other", 1, ["127.0.0.1"])
     strange = tmp_path / "other" / "ca.crt"
     strangers = [
@@ -76,6 +156,7 @@ def test_a_federation_under_tls_with_keys_equals_the_simulation(
     assert states.name == deployed.identity()
     assert {path.name for path in states.iterdir()} >= {"000000-000002.safetensors", "000001-000002.safetensors"}
     assert all(node.poll() is None for node in nodes)
+    spoilt_claims_are_refused(real)
     for stranger in strangers:
         assert stranger.wait(120) != 0, real.logs()
     with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):

@@ -22,9 +22,15 @@ class Splittable(Protocol):
     """What a partitioner reads of a data set."""
 
     @property
-    def targets(self) -> NDArray[np.int64] | None: ...
+    def targets(self) -> NDArray[np.int64] | None:
+        """(n,) labels, or None."""
+        ...
+
     @property
-    def groups(self) -> Labels | None: ...
+    def groups(self) -> Labels | None:
+        """(n,) integers or names of authors, subjects, domains, or None."""
+        ...
+
     def __len__(self) -> int: ...
 
 
@@ -37,7 +43,9 @@ class Partition(Protocol):
         """Whether the split depends on the labels."""
         ...
 
-    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts: ...
+    def split(self, data: Splittable, clients: int, rng: np.random.Generator) -> Parts:
+        """Sorted positions of each client's examples; `rng` is the only source of randomness."""
+        ...
 
 
 def targets_of(data: Splittable, name: str) -> NDArray[np.int64]:

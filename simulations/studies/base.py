@@ -39,7 +39,9 @@ class Study(Protocol):
     """A frozen dataclass; its fields are the study's options, `tiny` among them: the whole in under a minute."""
 
     @property
-    def tiny(self) -> bool: ...
+    def tiny(self) -> bool:
+        """Whether everything is smaller than the study's size."""
+        ...
 
     def run(self, bench: Bench) -> Outcome:
         """Measure everything; runs that have finished before are read, not repeated."""
@@ -53,13 +55,17 @@ class Bench:
     folder: Path
     overrides: Sequence[str] = ()
     reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
+    said: list[tuple[str, ...]] = field(default_factory=list)  # the options of the runs so far
 
     def pretrain(self, *options: str) -> RunDirectory:
         """The finished run with these options of `fedssl pretrain`; those of the user come last and win."""
         plan = config.compose([*options, *self.overrides, f"out={self.folder / 'runs'}", "name=null"])
         rundir = plan.open()
         if not rundir.done:
-            self.reporter.say(f"pretrain {' '.join(options)}")
+            before = self.said[-1] if self.said else ()
+            new = [option for option in options if option not in before]
+            self.said.append(options)
+            self.reporter.say(f"run {len(self.said)}: {' '.join(new) or 'the options of the one before'}")
             plan.build_engine().run(plan.job, rundir, Reporter(quiet=True))
         return rundir
 
