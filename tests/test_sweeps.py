@@ -131,6 +131,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert f"cell-60: {60 - reached} of 60 rounds to go" in done.stderr
 
 
+@pytest.mark.slow  # docs/sweeps.md runs such a sweep, too
 def test_joblib_runs_cells_at_once_and_progress_is_told(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "local.lr=0.1,-1,0.2", "engine.workers=1"]
