@@ -28,6 +28,7 @@ PAGES = {  # group of options -> the page on it
     "aggregation": "client_privacy",
     "compression": "communication",
     "engine": "engines",
+    "track": "sweeps",
     "study": "studies",
     "experiment": "start",
 }

@@ -20,7 +20,7 @@ from benchmarks.compression import PAGE, ROOT, measured
 from benchmarks.machine import machine
 from benchmarks.pages import put
 from fedssl.files import write_json
-from simulations.studies.federated.intervals import difference
+from fedssl.intervals import difference
 
 RESULTS = ROOT / "benchmarks" / "results" / "half.json"
 COMMAND = "python -m benchmarks.half"  # marks its place in the page

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedssl.export import load_encoder
+    from fedssl.simulation import simulate
 
-__all__ = ["load_encoder"]
+__all__ = ["load_encoder", "simulate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from fedssl.export import load_encoder
 
         return load_encoder
+    if name == "simulate":
+        from fedssl.simulation import simulate
+
+        return simulate
     raise AttributeError(f"module 'fedssl' has no attribute {name!r}")

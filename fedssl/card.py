@@ -68,7 +68,7 @@ def _training(record: Record) -> str:
         "clients": record.of("federation", "clients"),
         "split": partition,
         "split, SHA-256": split.get("fingerprint"),
-        "rounds": record.numbers.get("rounds"),
+        "rounds": record.summary.get("rounds"),
         "begun with": "another encoder, see `start` of the run" if record.of("start") else "random weights",
         "seed": record.of("seed"),
         "fedssl": record.manifest.get("fedssl"),
@@ -79,7 +79,7 @@ def _training(record: Record) -> str:
 
 
 def _measures(record: Record) -> str:
-    numbers = record.numbers
+    numbers = record.summary
     rows = [
         (name, _percent(numbers.get(key)), _percent(numbers.get(f"random_encoder_{key}")))
         for key, name in _MEASURES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
@@ -12,21 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedssl.alarms import rounds
-from fedssl.figures import COLOURS, LINES, MARKERS, by_round, legend, line, new, save, styled
+from fedssl.figures import COLOURS, LINES, MARKERS, by_round, legend, line, new, styled
 from fedssl.outputs import CHAIN
-from fedssl.record import Record
 
 Row = Mapping[str, Any]
 _CURVES = 6  # spectra in a panel
 _FLOOR = 1e-7  # of a spectrum; below it is rounding
 
 
-def write(record: Record) -> list[Path]:
-    """Draw what the run was measured for into its folder `figures`."""
-    return [path for name, figure in _drawings(record.parts) for path in save(figure, record.path / "figures" / name)]
-
-
-def _drawings(rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
+def drawings(rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
+    """The figures that `collapse.jsonl` has data for, by name."""
     if _measured(rows):
         yield "ranks", ranks(rows)
         yield "spectra", spectra(rows)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,8 @@ from fedssl.job import Job
 from fedssl.rundir import NOT_THE_JOB, RunDirectory
 from fedssl.tree import flatten
 
+UNTRACKED = {"_target_": "fedssl.tracking.Untracked"}  # runs of before there were trackers
+
 
 def conf_dir() -> Path:
     """Where the yaml files are: inside the installed package, or beside it in a checkout."""
@@ -36,11 +39,12 @@ def conf_dir() -> Path:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job, the engine that runs it, and where its directory goes."""
+    """A job, the engine that runs it, where its directory goes, and the tracker that is told of it."""
 
     job: Job
     engine: Mapping[str, Any]
     path: Path  # the run directory
+    track: Mapping[str, Any] = field(default_factory=UNTRACKED.copy)
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> Plan:
@@ -60,7 +64,9 @@ class Plan:
         job = Job({key: value for key, value in tree.items() if key not in NOT_THE_JOB})
         job.check()
         build(tree["engine"], "engine")
-        return cls(job, tree["engine"], Path(str(tree["out"])) / str(tree["name"] or _name(tree, job)))
+        track = tree.get("track", UNTRACKED)
+        build(track, "track")
+        return cls(job, tree["engine"], Path(str(tree["out"])) / str(tree["name"] or _name(tree, job)), track)
 
     def at(self, path: Path) -> Plan:
         """The same plan in another directory."""
@@ -69,11 +75,16 @@ class Plan:
     def open(self) -> RunDirectory:
         """Create or open the run directory."""
         place = {"name": self.path.name, "out": str(self.path.parent)}
-        return RunDirectory.open(self.path, {**self.job.tree, "engine": dict(self.engine), **place})
+        others = {"engine": dict(self.engine), "track": dict(self.track)}
+        return RunDirectory.open(self.path, {**self.job.tree, **others, **place})
 
     def build_engine(self) -> Any:
         """The engine object."""
         return build(self.engine, "engine")
+
+    def build_track(self) -> Any:
+        """The tracker."""
+        return build(self.track, "track")
 
 
 def plan_from(config: DictConfig) -> Plan:
@@ -102,13 +113,24 @@ def compose(overrides: Sequence[str]) -> Plan:
     Raises:
         ConfigError: in one sentence, for every wrong override.
     """
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with _hydra():
             config = hydra_compose("config", relax(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
     return plan_from(config)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra for our configuration; what it was set up for before, in a notebook perhaps, it is afterwards."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 def relax(overrides: Sequence[str]) -> list[str]:
@@ -121,6 +143,15 @@ def relax(overrides: Sequence[str]) -> list[str]:
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """One sentence for an error of Hydra on these overrides, with the nearest option that exists."""
     text = str(error)
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return ConfigError(
+            f"{match[1]} holds several values where a run takes one: `fedssl pretrain -m` runs each, [a,b] is a list"
+        )
+    if match := re.search(r"Could not override '(hydra\.[^']+)'", text):
+        return ConfigError(
+            f"{match[1]} is not an option here: `fedssl pretrain --cfg hydra` shows those of Hydra; a launcher's come "
+            "with it, as with hydra/launcher=joblib"
+        )
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         known = _known_keys(overrides)
@@ -150,8 +181,7 @@ def groups() -> list[str]:
 def _known_keys(overrides: Sequence[str]) -> list[str]:
     """The keys of the configuration with the groups that these overrides choose."""
     chosen = [text for text in overrides if text.partition("=")[0] in groups()]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with _hydra():
         tree = OmegaConf.to_container(hydra_compose("config", chosen), resolve=False)
     leaves = [key for key, _ in flatten(cast(dict[str, object], tree))]
     return [*leaves, *{key.rpartition(".")[0] for key in leaves if "." in key}]

@@ -1,10 +1,10 @@
-"""Figures of a run: matplotlib without pyplot, told apart by shape as well as by colour, the same bytes twice."""
+"""Figures: matplotlib without pyplot, told apart by shape as well as by colour, the same bytes twice."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -12,20 +12,18 @@ from typing import Any, ParamSpec
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from fedssl.files import write_bytes
-from fedssl.record import Record
-from fedssl.rundir import RunDirectory
 
 P = ParamSpec("P")
 Row = Mapping[str, Any]
 
 # Okabe and Ito 2008, without yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+ENCODERS = (COLOURS[0], "#bbbbbb", COLOURS[4], COLOURS[3], COLOURS[2])  # the untrained one, which is second, is grey
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 HATCHES = ("", "////", "xxx", "\\\\\\\\", "++", "--", "||")
@@ -54,9 +52,11 @@ STYLE = {
     "lines.markersize": 4.5,
     "savefig.facecolor": "white",
     "svg.hashsalt": "fedssl",  # or the ids in the file are random
-    "svg.fonttype": "path",
+    "svg.fonttype": "path",  # a page looks the same where the font is missing
+    "pdf.fonttype": 42,  # the font itself, which publishers ask for, not its outlines
 }
-_BUBBLES = 20  # clients and classes up to which a bubble is legible; beyond, a map of colours
+_WIDE = 64  # characters of a legend in a figure of one column
+FORMATS = ("pdf", "svg", "png")  # of files
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -118,10 +118,18 @@ def by_round(axes: Axes, ylabel: str) -> None:
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """The legend above all panels, where it covers no data."""
+    """The legend above all panels, where it covers no data, in so many columns or as many as fit."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.2, handlelength=2.4)
+        fitting = next((n for n in range(columns, 1, -1) if _width(labels, n) <= _WIDE), 1)
+        style = {"columnspacing": 1.2, "handlelength": 2.4}
+        figure.legend(handles, labels, loc="outside upper left", ncols=fitting, **style)
+
+
+def _width(labels: Sequence[str], columns: int) -> int:
+    """Of a legend, in characters: matplotlib fills one column after another."""
+    rows = math.ceil(len(labels) / columns)
+    return sum(6 + max(map(len, labels[at : at + rows])) for at in range(0, len(labels), rows))
 
 
 @styled
@@ -172,12 +180,12 @@ def collapse_curve(rows: Sequence[Row], dim: int | None = None) -> Figure:
 @styled
 def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
     """Eigenvalues of the feature covariance, divided by the largest: a cliff is dimensional collapse."""
-    figure, axes = new()
+    figure, axes = new(2.9 + 0.17 * max(0, len(spectra) - 3))
     for i, (name, eigenvalues) in enumerate(spectra.items()):
         values = [v for v in eigenvalues if v is not None and v > 0]
         if values:
             rows = [{"round": at, "value": v / values[0]} for at, v in enumerate(values, 1)]
-            line(axes, rows, "value", i, plain(name))
+            line(axes, rows, "value", i, plain(name, 66))
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))
     axes.set_xlabel("index of the eigenvalue")
@@ -188,72 +196,24 @@ def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
 
 
 @styled
-def split_picture(split: Mapping[str, Any]) -> Figure:
-    """Who holds what: examples of each class on each client, below the bars of the sizes."""
-    sizes, every = np.asarray(split["sizes"]), split.get("every", 1)
-    who = "client" if every == 1 else f"client / {every}"
-    if "counts" not in split:
-        figure, axes = new(2.4)
-        _sizes(axes, sizes)
-        axes.set_xlabel(who)
-        return figure
-    counts = np.asarray(split["counts"]).T  # (classes, clients)
-    shape = {"sharex": True, "gridspec_kw": {"height_ratios": [1, 3]}}
-    figure, (upper, lower) = new(min(4.4, 2.2 + 0.22 * len(counts)), nrows=2, **shape)
-    _sizes(upper, sizes)
-    if max(counts.shape) <= _BUBBLES:
-        classes, clients = np.nonzero(counts)
-        room = min(30.0 - counts.shape[1], 150.0 / counts.shape[0] + 4, 22.0)  # points across for the largest bubble
-        area = counts[classes, clients] / counts.max() * room**2
-        lower.scatter(clients, classes, s=area, color=COLOURS[0], alpha=0.75, linewidth=0)
-        lower.set_xlim(-0.7, len(sizes) - 0.3)
-        lower.set_ylim(len(counts) - 0.3, -0.7)
-    else:
-        shown = np.ma.masked_less(counts, 1)
-        norm = LogNorm(vmin=1, vmax=max(2, int(counts.max())))
-        image = lower.imshow(shown, norm=norm, cmap="viridis_r", aspect="auto", interpolation="nearest")
-        lower.grid(False)
-        figure.colorbar(image, ax=lower, label="examples", pad=0.02)
-    _class_ticks(lower, split["classes"])
-    lower.set_xlabel(who if max(counts.shape) > _BUBBLES else f"{who} (largest disc: {counts.max()} examples)")
-    lower.set_ylabel("class")
-    return figure
-
-
-def _sizes(axes: Axes, sizes: np.ndarray) -> None:
-    axes.bar(np.arange(len(sizes)), sizes, color="#888888", width=0.8 if len(sizes) <= 40 else 1.0)
-    axes.set_ylabel("examples")
-    axes.grid(False, axis="x")
-    axes.xaxis.set_major_locator(
-        MaxNLocator(integer=True) if len(sizes) > _BUBBLES else FixedLocator(range(len(sizes)))
-    )
-
-
-def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
-    step = math.ceil(len(classes) / _BUBBLES)
-    at = list(range(0, len(classes), step))
-    axes.set_yticks(at, [plain(classes[i], 14) for i in at], fontsize=7 if len(classes) > 12 else 8)
-
-
-@styled
-def few_labels(probes: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Probe accuracy by the number of labels: one bar an encoder; the whiskers are one std over draws of the labels."""
+def few_labels(probes: Mapping[str, Mapping[str, float]], colours: Sequence[str] = ENCODERS) -> Figure:
+    """Probe accuracy by the number of labels: one bar an encoder, with whiskers of `_std` to each side where it is."""
     shown = [(key, label) for key, label in PROBES if any(f"{key}_accuracy" in p for p in probes.values())]
-    figure, axes = new(1.1 + 0.52 * len(shown))
+    figure, axes = new(1.1 + max(0.52, 0.13 * len(probes)) * len(shown) + 0.17 * max(0, len(probes) - 3))
     height = 0.8 / len(probes)
     for i, (name, values) in enumerate(probes.items()):
         here = [(at, key) for at, (key, _) in enumerate(shown) if values.get(f"{key}_accuracy") is not None]
         axes.barh(
             [at - 0.4 + (i + 0.5) * height for at, _ in here],
             [100 * values[f"{key}_accuracy"] for _, key in here],
-            xerr=[100 * (values.get(f"{key}_std") or 0.0) for _, key in here],
+            xerr=[100 * (values.get(f"{key}_std") or math.nan) for _, key in here],
             height=height,
-            color=(COLOURS[0], "#bbbbbb", COLOURS[4], COLOURS[3], COLOURS[2])[i % 5],
+            color=colours[i % len(colours)],
             hatch=HATCHES[i % len(HATCHES)],
             edgecolor="white" if i == 0 else "#333333",
             linewidth=0.6,
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
-            label=plain(name),
+            label=plain(name, 66),
         )
     axes.set_yticks(range(len(shown)), [label for _, label in shown])
     axes.invert_yaxis()
@@ -283,54 +243,42 @@ def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str,
         everyone = max(map(len, by_number.values()), default=0)  # a round that a run has not reached is left out
         known = {at: values for at, values in sorted(by_number.items()) if len(values) == everyone}
         means = [{"round": at, key: float(np.mean(values))} for at, values in known.items()]
-        line(axes, means, key, i, plain(name, 60), scale)
+        line(axes, means, key, i, plain(name, 66), scale)
         if everyone > 1:
             low, high = ([scale * f(values) for values in known.values()] for f in (min, max))
             axes.fill_between(list(known), low, high, color=COLOURS[i % len(COLOURS)], alpha=0.18, linewidth=0)
     by_round(axes, label)
-    legend(figure, axes, 1)
+    legend(figure, axes)
     return figure
 
 
-def image(figure: Figure, kind: str) -> bytes:
-    """A figure as a file of that kind ("svg", "png", "pdf"), without date or version: equal figures, equal bytes."""
+def image(figure: Figure, kind: str, **settings: Any) -> bytes:
+    """A figure as a file of that kind, of `FORMATS`, without date or version: equal figures, equal bytes.
+
+    `settings` of matplotlib go before those of our style.
+    """
     about = {"svg": {"Date": None, "Creator": "fedssl"}, "png": {"Software": "fedssl"}}
     pdf = {"CreationDate": None, "Creator": "fedssl", "Producer": "fedssl"}
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | settings):
         figure.savefig(buffer, format=kind, dpi=150, metadata=about.get(kind, pdf))
     figure.set_layout_engine("none")  # found once, it serves every kind of file
     return buffer.getvalue()
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as `stem`.svg, for papers, and `stem`.png at 150 dots an inch."""
+    """Write a figure as `stem`.svg and, at 150 dots an inch, as `stem`.png."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
     for path in paths:
         write_bytes(path, image(figure, path.suffix[1:]))
     return paths
 
 
-def write_figures(run: RunDirectory) -> list[Path]:
-    """Draw all that a run has data for into its folder `figures`.
-
-    Raises:
-        ResumeError: a file of the run is damaged, or this is no run.
-    """
-    return [path for name, figure in _drawings(Record.read(run)) for path in save(figure, run.path / "figures" / name)]
-
-
-def _drawings(record: Record) -> Iterator[tuple[str, Figure]]:
-    rows, spectra = record.rows, {name: values for name, values in record.spectra.items() if any(values)}
-    if record.probes:
-        yield "few_labels", few_labels(record.probes)
-    if points(rows, "knn_accuracy")[0]:
-        yield "probes", probe_curve(rows, record.numbers.get("random_encoder_knn_accuracy"))
-    if points(rows, "loss")[0]:
-        yield "loss", loss_curve(rows)
-    if points(rows, "rankme")[0]:
-        yield "collapse", collapse_curve(rows, record.dim)
-    if spectra:
-        yield "spectrum", spectrum(spectra)
-    if record.split.get("sizes"):
-        yield "split", split_picture(record.split)
+def publish(drawings: Iterable[tuple[str, Figure]], folder: Path, kinds: Sequence[str]) -> list[Path]:
+    """Write figures by their names for a paper, in these of `FORMATS`: text stays text, with its font in the PDF."""
+    paths = []
+    for name, figure in drawings:
+        for kind in kinds:
+            paths.append(folder / f"{name}.{kind}")
+            write_bytes(paths[-1], image(figure, kind, **{"svg.fonttype": "none"}))
+    return paths

@@ -117,6 +117,11 @@ def picture(svg: bytes, caption: str) -> Html:
     return tag("figure", img, tag("figcaption", text(caption)))
 
 
+def gallery(pictures: Sequence[tuple[bytes, str]]) -> list[Html]:
+    """Figures with their captions, side by side where there is room; nothing if there are none."""
+    return [tag("div", *(picture(*each) for each in pictures), cls="figures")] if pictures else []
+
+
 def folded(title: str, content: str) -> Html:
     """Long text behind its title."""
     return tag("details", tag("summary", text(title)), tag("pre", text(content)))

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live line on a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: one live line on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -34,8 +34,13 @@ class Reporter:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        style: dict[str, Any] = {"quiet": quiet, "highlight": False, "soft_wrap": True}
+        self._console = Console(stderr=True, **style)
         self._live = self._console.is_terminal and not quiet
+        self._notebook = self._console.is_jupyter and not quiet
+        if self._notebook:  # there rich makes a paragraph of each line, and what goes to stderr is shown in red
+            self._console = Console(force_jupyter=False, color_system=None, **style)
+        self._open = 0  # characters of a notebook's line that the next one is drawn over
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last: dict[str, float] = {}
@@ -54,7 +59,7 @@ class Reporter:
             self._bar.start()
             self._task = self._bar.add_task(title, total=rounds, completed=done, text="starting")
         else:
-            self._console.print(f"{title}: {rounds - done} of {rounds} rounds to go")
+            self.say(f"{title}: {rounds - done} of {rounds} rounds to go")
 
     def round(self, number: int, row: Mapping[str, Any]) -> None:
         """Show a finished round."""
@@ -65,15 +70,27 @@ class Reporter:
         text = f"{number}/{self._rounds}  {values}  {duration(left)} left"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=number, text=text)
+        elif self._notebook:
+            self._console.file.write(f"\r{f'round {text}':{self._open}}")  # rich would strip the return
+            self._console.file.flush()
+            self._open = len(text) + len("round ")
         else:
-            self._console.print(f"round {text}")
+            self.say(f"round {text}")
 
     def end(self) -> None:
         """Stop the live line; what it showed last stays on the screen."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        self._close()
 
     def say(self, text: str) -> None:
         """Print one line."""
+        self._close()
         self._console.print(text, markup=False)
+
+    def _close(self) -> None:
+        """Let a notebook's line stand."""
+        if self._open:
+            self._console.print()
+            self._open = 0

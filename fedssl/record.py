@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.alarms import GAUGE, SPREAD, USED, Alarm, at_end, judge
+from fedssl.errors import ResumeError
+from fedssl.export import PretrainedEncoder, load_encoder
 from fedssl.files import number
 from fedssl.page import MINUS, NOTHING, decimal
 from fedssl.rundir import RunDirectory
+
+_TOLD = (
+    ("linear", "linear_accuracy", 3),
+    ("kNN", "knn_accuracy", 3),
+    ("effective rank", "effective_rank", 1),
+    ("ε", "epsilon", 2),
+)
 
 
 @dataclass(frozen=True)
@@ -23,15 +32,15 @@ class Check:
     alarm: str = ""  # its name, or nothing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Record:
     """What a run directory holds, read once; what the run has not come to is empty."""
 
     path: Path
     done: bool
     config: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
-    numbers: Mapping[str, Any]  # the summary; of an unfinished run, what its rows tell of it
+    rows: Sequence[Mapping[str, Any]]  # one a round
+    summary: Mapping[str, Any]  # of an unfinished run, what its rows tell of it
     manifest: Mapping[str, Any]
     split: Mapping[str, Any]
     probes: Mapping[str, Mapping[str, float]]  # of the encoders that were probed
@@ -40,6 +49,7 @@ class Record:
     parts: Sequence[Mapping[str, Any]]  # of `collapse.jsonl`: one a round, model and part
     alarms: Sequence[Alarm]
     payload: Mapping[str, Any]  # what leaves a client
+    claim: Mapping[str, Any]  # of privacy
 
     @classmethod
     def read(cls, run: RunDirectory) -> Record:
@@ -49,8 +59,8 @@ class Record:
             ResumeError: a file of it is damaged, or it is no run.
         """
         config, rows = run.config(), run.rows()
-        names = ("probes", "split", "manifest", "payload")
-        final, split, manifest, payload = (_read(run, f"{name}.json") for name in names)
+        names = ("probes", "split", "manifest", "payload", "privacy")
+        final, split, manifest, payload, claim = (_read(run, f"{name}.json") for name in names)
         numbers = run.read("summary.json") if run.done else so_far(rows)
         probes = {name: values for name, values in final.get("probes", {}).items() if values}
         spectra, parts, method = final.get("spectra", {}), run.rows("collapse.jsonl"), config.get("method", {})
@@ -58,7 +68,24 @@ class Record:
         finished = run.done or not parts
         alarms = at_end(parts, method, numbers, numbers["rounds"], dim) if finished else judge(parts, method)
         about = (path, run.done, config, rows, numbers, manifest, split, probes, spectra, dim)
-        return cls(*about, parts, alarms, payload)
+        return cls(*about, parts, alarms, payload, claim)
+
+    def encoder(self) -> PretrainedEncoder:
+        """The pretrained encoder, as `fedssl.load_encoder` rebuilds it.
+
+        Raises:
+            ResumeError: the run has not ended.
+        """
+        return load_encoder(self.path)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{name} {value:.{digits}f}"
+            for name, key, digits in _TOLD
+            if (value := number(self.summary.get(key))) is not None
+        ]
+        rounds = f"{self.summary['rounds']} rounds" + ("" if self.done else " so far")
+        return f"<run {self.path}: {', '.join([rounds, *shown])}>"
 
     @property
     def name(self) -> str:
@@ -91,7 +118,21 @@ class Record:
     @property
     def rank(self) -> float | None:
         """The effective rank of the merged features."""
-        return number(self.numbers.get("effective_rank", self.numbers.get("rankme")))
+        return number(self.summary.get("effective_rank", self.summary.get("rankme")))
+
+
+def begun(run: RunDirectory) -> Record:
+    """Read a run that there is something to tell of.
+
+    Raises:
+        ResumeError: it has no finished round, is damaged, or is no run.
+    """
+    record = Record.read(run)
+    if not record.rows:
+        raise ResumeError(
+            f"{run.path} has no finished round, so there is nothing to report: `fedssl resume {run.path}` first"
+        )
+    return record
 
 
 def _call(node: Mapping[str, Any]) -> str:
@@ -126,7 +167,7 @@ def so_far(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def collapse_checks(record: Record) -> list[Check]:
     """Say of each diagnostic that was measured whether it is healthy, of clients how they differ, and every alarm."""
-    features = list(_features(record.numbers, record.dim))
+    features = list(_features(record.summary, record.dim))
     said = {check.alarm for check in features}
     alarms = [a for a in record.alarms if not (a.part == "encoder" and a.name in said and a in record.lasting)]
     return [*features, *_clients(so_far(record.rows)), *_alarms(alarms, record.lasting)]

@@ -1,23 +1,19 @@
-"""Reports: one run, or several side by side, as a web page that needs nothing but itself."""
+"""The report of a run: a web page that needs nothing but itself."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
 
-from fedssl import collapse_figures, figures, page, payload, retrieval
+from fedssl import figures, page, payload, retrieval, run_figures
 from fedssl.alarms import Alarm
-from fedssl.errors import ConfigError, ResumeError
 from fedssl.files import number, write_text
 from fedssl.page import NOTHING, Html, decimal, percent, tag, text
-from fedssl.record import Check, Record, collapse_checks
-from fedssl.rundir import NOT_THE_JOB, RunDirectory
-from fedssl.tree import flatten
+from fedssl.record import Check, Record, begun, collapse_checks
+from fedssl.rundir import RunDirectory
 
 CAPTIONS = {
     "few_labels": "Accuracy by number of labels: the gap between the federated bar and the random encoder's is what "
@@ -33,18 +29,6 @@ CAPTIONS = {
     "agreement": "Likeness of representations (linear CKA) by round: clients that drift apart fall below 1.",
     "split": "Who holds what: equal columns are an even split, few discs or cells a column a skewed one.",
 }
-COLUMNS = ("linear_accuracy", "knn_accuracy", "one_label_accuracy", "five_labels_accuracy")
-HEADINGS = ("run", "method", "strategy", "partition", "seed", "rounds", "linear %", "kNN %", "one label %",
-            "five labels %", "effective rank", "MB", "seconds", "epsilon")  # fmt: skip
-
-
-def _begun(run: RunDirectory) -> Record:
-    record = Record.read(run)
-    if not record.rows:
-        raise ResumeError(
-            f"{run.path} has no finished round, so there is nothing to report: `fedssl resume {run.path}` first"
-        )
-    return record
 
 
 def finish_report(run: RunDirectory) -> Path:
@@ -53,9 +37,8 @@ def finish_report(run: RunDirectory) -> Path:
     Raises:
         ResumeError: the run has no finished round, is damaged, or is no run.
     """
-    record = _begun(run)
-    drawn = [*figures.write_figures(run), *collapse_figures.write(record)]
-    pictures = [(p.read_bytes(), CAPTIONS[p.stem]) for p in drawn if p.suffix == ".svg"]
+    record = begun(run)
+    pictures = [(p.read_bytes(), CAPTIONS[p.stem]) for p in run_figures.write(record) if p.suffix == ".svg"]
     checks = collapse_checks(record)
     document = page.page(
         f"{record.name} · fedssl",
@@ -69,7 +52,7 @@ def finish_report(run: RunDirectory) -> Path:
         tag("div", *_tiles(record), cls="tiles"),
         page.section("What the encoder is worth", *_probe_table(record)),
         page.section("Collapse check", *_checks(checks)),
-        page.section("Figures", *_figures(pictures)),
+        page.section("Figures", *page.gallery(pictures)),
         page.section("Split", *_split(record)),
         page.section("What leaves a client", *_payload(record)),
         page.section(
@@ -90,20 +73,20 @@ def _alarm(alarm: Alarm) -> Html:
 def _headline(record: Record) -> str:
     """The result in one sentence."""
     if not record.done:
-        return f"Not finished: {record.numbers['rounds']} of {record.of('federation', 'rounds')} rounds so far."
+        return f"Not finished: {record.summary['rounds']} of {record.of('federation', 'rounds')} rounds so far."
     for key, amount in (("one_label", "one label a class"), ("linear", "all labels"), ("knn", "all labels and kNN")):
-        mine = number(record.numbers.get(f"{key}_accuracy"))
+        mine = number(record.summary.get(f"{key}_accuracy"))
         if mine is not None:
             against = [
-                _against(mine, number(record.numbers.get(f"{prefix}_{key}_accuracy")), name)
+                _against(mine, number(record.summary.get(f"{prefix}_{key}_accuracy")), name)
                 for prefix, name in (("random_encoder", "a random encoder"), ("central", "central training"))
             ]
             told = ", ".join(sentence for sentence in against if sentence)
             start = f"With {amount}, the federated encoder gets {percent(mine)} of the test examples right"
             return f"{start}: {told}." if told else f"{start}."
     rank = f"effective rank {decimal(record.rank, 1)}" + (f" of {record.dim}" if record.dim else "")
-    loss = decimal(record.numbers.get("loss"), 3)
-    return f"Pretrained for {record.numbers['rounds']} rounds, with no labels to measure it on: loss {loss}, {rank}."
+    loss = decimal(record.summary.get("loss"), 3)
+    return f"Pretrained for {record.summary['rounds']} rounds, with no labels to measure it on: loss {loss}, {rank}."
 
 
 def _against(mine: float, other: float | None, name: str) -> str:
@@ -133,7 +116,7 @@ def _setting(record: Record) -> str:
 
 
 def _tiles(record: Record) -> list[Html]:
-    numbers = record.numbers
+    numbers = record.summary
     epsilon = number(numbers.get("epsilon"))
     rank = decimal(record.rank, 1) + (f" of {record.dim}" if record.dim and record.rank is not None else "")
     few = percent(numbers.get("one_label_accuracy"), numbers.get("one_label_std"))
@@ -178,10 +161,6 @@ def _checks(checks: Sequence[Check]) -> list[Html]:
     return [tag("ul", *lines, cls="checks")]
 
 
-def _figures(pictures: Sequence[tuple[bytes, str]]) -> list[Html]:
-    return [tag("div", *(page.picture(*picture) for picture in pictures), cls="figures")] if pictures else []
-
-
 def _split(record: Record) -> list[Html]:
     split = record.manifest.get("split", {})
     if not split:
@@ -205,139 +184,3 @@ def _payload(record: Record) -> list[Html]:
         return []
     notes = [tag("p", text(sentence), cls="note") for sentence in payload.sentences(record.payload)]
     return [page.table(payload.table(record.payload), words=[3, 4, 5]), *notes]
-
-
-def table(runs: Sequence[RunDirectory]) -> list[list[str]]:
-    """Runs side by side, as rows of text below their headings; the runs of a group of seeds are followed by their mean.
-
-    Raises:
-        ConfigError: there is no run.
-        ResumeError: a run has no finished round, is damaged, or is no run.
-    """
-    return _table(_groups(runs))
-
-
-def compare(runs: Sequence[RunDirectory], out: Path) -> Path:
-    """Write one page for several runs: their results, where their configurations differ, their curves.
-
-    Raises:
-        ConfigError: there is no run, or the page cannot be written.
-        ResumeError: a run has no finished round, is damaged, or is no run.
-    """
-    groups = _groups(runs)
-    labels, rows = _labels(groups), _table(groups)
-    means = [i for i, row in enumerate(rows) if row[0].startswith("mean of ")]
-    best = max(groups, key=lambda group: _mean(group, "linear_accuracy") or -1.0)
-    top = _mean(best, "linear_accuracy")
-    title = f"{_count(sum(map(len, groups)), 'run')} of {_count(len(groups), 'configuration')}"
-    told = (
-        f"{title}: best linear probe {percent(top)}, {labels[groups.index(best)]}." if top is not None else f"{title}."
-    )
-    curves = {label: [r.rows for r in _finished(group)] for label, group in zip(labels, groups, strict=True)}
-    note = "Test accuracies; ± is one standard deviation over finished runs that differ in nothing but their seed."
-    document = page.page(
-        f"{title} · fedssl",
-        tag("header", tag("p", text("fedssl")), tag("h1", text(told))),
-        page.section("Results", page.table(rows, words=[1, 2, 3], means=means), tag("p", text(note), cls="note")),
-        page.section("Where they differ", *_differences(groups, labels)),
-        page.section("By round", *_overlays(curves)),
-    )
-    write_text(out, document)
-    return out
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _groups(runs: Sequence[RunDirectory]) -> list[list[Record]]:
-    """Runs by configuration: those that differ only in their seed are together."""
-    if not runs:
-        raise ConfigError("there is no run to compare: pass the path of at least one")
-    groups: dict[str, list[Record]] = {}
-    for run in {run.path.resolve(): run for run in runs}.values():
-        record = _begun(run)
-        job = {key: value for key, value in record.config.items() if key not in (*NOT_THE_JOB, "seed")}
-        groups.setdefault(json.dumps(job, sort_keys=True, default=str), []).append(record)
-    return list(groups.values())
-
-
-def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """Names that tell the groups apart: what differs of method, strategy and partition, else a run's name."""
-    kinds = [(g[0].kind("method"), g[0].kind("strategy"), g[0].partition) for g in groups]
-    vary = [i for i in range(3) if len({kind[i] for kind in kinds}) > 1]
-    chosen = [str(g[0].path) for g in groups]
-    for labels in ([g[0].name for g in groups], [" · ".join(kind[i] for i in vary) for kind in kinds]):
-        if all(labels) and len(set(labels)) == len(groups):
-            chosen = labels  # the later, the better
-    counts = [len(_finished(group)) for group in groups]
-    return [f"{label} ({n} runs)" if n > 1 else label for label, n in zip(chosen, counts, strict=True)]
-
-
-def _finished(group: Sequence[Record]) -> Sequence[Record]:
-    """What a mean is taken over: the runs that have ended, or all while none has."""
-    return [record for record in group if record.done] or group
-
-
-def _values(record: Record) -> list[float | None]:
-    """The numbers of a table's row, from the linear probe to the time."""
-    shares = [number(record.numbers.get(key)) for key in COLUMNS]
-    size = sum(number(record.numbers.get(key)) or 0.0 for key in ("bytes_up", "bytes_down"))
-    percents = [None if share is None else 100 * share for share in shares]
-    return [*percents, record.rank, size / 1e6, number(record.numbers.get("seconds"))]
-
-
-def _mean(group: Sequence[Record], key: str) -> float | None:
-    found = [value for value in (number(r.numbers.get(key)) for r in _finished(group)) if value is not None]
-    return float(np.mean(found)) if found else None
-
-
-def _table(groups: Sequence[Sequence[Record]]) -> list[list[str]]:
-    rows = [list(HEADINGS)]
-    for group in groups:
-        for record in group:
-            done, asked = record.numbers["rounds"], record.of("federation", "rounds")
-            epsilon = number(record.numbers.get("epsilon"))
-            rows.append(
-                [
-                    *(record.name, record.kind("method"), record.kind("strategy"), record.partition),
-                    *(str(record.of("seed")), str(done) if record.done else f"{done} of {asked}"),
-                    *(decimal(value, 1) for value in _values(record)),
-                    "none claimed" if epsilon is None else f"{epsilon:.2f}",
-                ]
-            )
-        ended = _finished(group)
-        if len(ended) > 1:
-            columns = zip(*(_values(record) for record in ended), strict=True)
-            rows.append([f"mean of {len(ended)} runs", *rows[-1][1:4], "", "", *map(_spread, columns), rows[-1][-1]])
-    return rows
-
-
-def _spread(values: Sequence[float | None]) -> str:
-    found = [value for value in values if value is not None]
-    if len(found) < 2:
-        return decimal(found[0], 1) if found else NOTHING
-    return f"{decimal(float(np.mean(found)), 1)} ± {np.std(found, ddof=1):.1f}"
-
-
-def _differences(groups: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[Html]:
-    """The keys of the configuration in which the groups differ."""
-    flat = [dict(flatten(group[0].config)) for group in groups]
-    keys = sorted({key for one in flat for key in one} - {"name", "out", "seed"})
-    rows = [[key, *(str(one.get(key, NOTHING)) for one in flat)] for key in keys]
-    rows = [row for row in rows if len(set(row[1:])) > 1]
-    return [page.table([["key", *labels], *rows], words=range(1, len(groups) + 1))] if rows else []
-
-
-def _overlays(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> list[Html]:
-    caption = (
-        "%s of the merged encoder by round: a line is the mean of a configuration, its band the range of its runs."
-    )
-    shown = []
-    for key, name, label, scale in (
-        ("knn_accuracy", "kNN accuracy", "kNN accuracy (%)", 100.0),
-        ("rankme", "Effective rank", "effective rank (RankMe)", 1.0),
-    ):
-        if any(figures.points(rows, key)[0] for runs in curves.values() for rows in runs):
-            shown.append((figures.image(figures.overlay(curves, key, label, scale), "svg"), caption % name))
-    return _figures(shown)

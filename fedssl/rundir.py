@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from fedssl.partition import Parts, some_of
 from fedssl.parts import Arrays
 from fedssl.tree import flatten
 
-NOT_THE_JOB = ("engine", "name", "out")  # keys of a configuration that do not change what a run computes
+NOT_THE_JOB = ("engine", "track", "name", "out")  # keys of a configuration that do not change what a run computes
 LOGS = ("metrics.jsonl", "clients.jsonl", "collapse.jsonl", "failures.jsonl")
 ATTEMPTS = "attempts.jsonl"  # of rounds of a private run
 SECRET = "secret.json"  # from which cohorts follow that nobody else may know
@@ -48,6 +48,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.clients = path / "checkpoints" / "clients"
+        self.followers: list[Callable[[Mapping[str, Any]], None]] = []  # are told each row of metrics.jsonl
 
     @classmethod
     def open(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
@@ -143,6 +144,8 @@ class RunDirectory:
                 raise ConfigError(
                     f"{self.path / name} cannot be written ({error.strerror}): free space, then `fedssl resume`"
                 ) from error
+        for tell in self.followers:
+            tell(row)
 
     def attempt(self, at: int) -> int:
         """Note, before anybody trains, that a round begins; returns how often it has begun by now, at least 1.
@@ -248,22 +251,32 @@ class RunDirectory:
             if old.name != folder.name:
                 shutil.rmtree(old)
 
+    @property
+    def rounds(self) -> int:
+        """The round of the last checkpoint; 0 if there is none yet.
+
+        Raises:
+            ResumeError: what names it is damaged.
+        """
+        pointer = self.path / "checkpoints" / "LATEST"
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.exists() else "0"
+        if not (name.isascii() and name.isdigit()):
+            raise ResumeError(f"{pointer} is damaged: start the run anew under another name")
+        return int(name)
+
     def latest(self) -> Checkpoint | None:
         """The last checkpoint, with all logs cut back to it; None if there is none yet.
 
         Raises:
             ResumeError: it is damaged.
         """
-        pointer = self.path / "checkpoints" / "LATEST"
-        name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.exists() else "000000"
-        if not (name.isascii() and name.isdigit()):
-            raise ResumeError(f"{pointer} is damaged: start the run anew under another name")
+        done = self.rounds
         for log in LOGS:
-            rows = [row for row in self.rows(log) if row["round"] <= int(name)]
+            rows = [row for row in self.rows(log) if row["round"] <= done]
             write_text(self.path / log, "".join(json.dumps(row) + "\n" for row in rows))
-        if not pointer.exists():
+        if not (self.path / "checkpoints" / "LATEST").exists():
             return None
-        folder = self.path / "checkpoints" / name
+        folder = self.path / "checkpoints" / f"{done:06d}"
         arrays, _ = read_arrays(folder / "server.safetensors")
         state, meta = read_arrays(folder / "strategy.safetensors")
         try:
@@ -278,7 +291,7 @@ class RunDirectory:
         if (folder / "past.safetensors").exists():
             for key, value in read_arrays(folder / "past.safetensors")[0].items():
                 past.setdefault(int(key.partition("/")[0]), {})[key.partition("/")[2]] = value
-        return Checkpoint(int(name), arrays, (state, scalars), past, memory)
+        return Checkpoint(done, arrays, (state, scalars), past, memory)
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -13,9 +13,9 @@ from fedssl.errors import FedsslError
 USAGE = """\
 usage: fedssl COMMAND ...
 
-  pretrain [key=value ...]   run federated pretraining; -m sweeps, --cfg job shows the configuration
+  pretrain [key=value ...]   run federated pretraining; -m sweeps over key=a,b, --cfg job shows the configuration
   resume RUN                 continue an interrupted run; gives the same bits as no interruption
-  report RUN ...             write report.html of one run, or compare several [--out FILE]
+  report RUN ...             write report.html of one run, or compare several [--out FILE] [--figures FOLDER]
   study NAME [study.key=value ...] [key=value ...]
                              measure a claim of the theory, centrally and federated; study.tiny=true for a look
   probe RUN                  measure the encoder of a finished run again [--corruptions [noise,blur,contrast,shift]]

@@ -17,6 +17,8 @@ EXTRAS = {  # of pyproject.toml: what they install, and what for
     "ray": (("ray",), "engine=ray"),
     "hub": (("datasets",), "data=hub"),
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "export --format onnx"),
+    "sweep": (("hydra_plugins",), "hydra/launcher=joblib"),
+    "track": (("tensorboard", "mlflow", "wandb"), "track=..."),
 }
 DAEMONS = ("flwr", "flower-superlink", "flower-supernode", "flower-superexec")
 _PLURALS = {"strategies": "strategy", "privacies": "privacy", "studies": "study"}

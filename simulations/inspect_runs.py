@@ -8,39 +8,58 @@ from pathlib import Path
 import torch
 
 from fedssl.charts import Line, Panel, chart
+from fedssl.comparison import compare
 from fedssl.config import Plan
 from fedssl.corruptions import KINDS, SEVERITIES
 from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
 from fedssl.export import load_encoder
-from fedssl.figures import save
+from fedssl.figures import FORMATS, publish, save
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays
-from fedssl.report import compare, finish_report
+from fedssl.record import begun
+from fedssl.report import finish_report
+from fedssl.run_figures import drawings
 from fedssl.rundir import RunDirectory
 from fedssl.setup import data_of, device_of
+from simulations.words import read
+
+REPORT = "fedssl report RUN [RUN ...] [--out page.html] [--figures FOLDER] [--format pdf,svg,png]"
 
 
 def report(arguments: Sequence[str]) -> int:
     """Write the report of one run into it, or a comparison of several to `--out` (default: comparison.html).
 
+    `--figures FOLDER` also writes their figures for a paper, as `--format` says: pdf, svg, png, or several of them.
+
     Raises:
-        ConfigError: no run is named.
+        ConfigError: no run is named, or an option has no value or a wrong one.
         ResumeError: a directory is not a run.
     """
-    paths, out = list(arguments), Path("comparison.html")
-    if "--out" in paths:
-        at = paths.index("--out")
-        if at + 1 >= len(paths):
-            raise ConfigError("--out needs a file name: fedssl report RUN RUN --out page.html")
-        out = Path(paths[at + 1])
-        del paths[at : at + 2]
+    words = read(arguments, ("out", "figures", "format"), REPORT)
+    paths, folder, chosen = words.rest, words.last("figures"), words.last("format")
+    kinds = (chosen or FORMATS[0]).split(",")
+    if odd := [kind for kind in kinds if kind not in FORMATS]:
+        raise ConfigError(f"--format {odd[0]!r} is no kind of figure: use {', '.join(FORMATS)}, or several with commas")
+    if chosen and not folder:
+        raise ConfigError(f"--format {chosen} says how figures are written, and not where: add --figures FOLDER")
     if not paths:
-        raise ConfigError("report needs a run directory: fedssl report runs/NAME [runs/OTHER ...]")
-    runs = [RunDirectory(Path(path)) for path in paths]
+        raise ConfigError(f"report needs a run directory: {REPORT}")
+    files = [path for path in paths if Path(path).is_file()]  # runs/* names pages of comparisons, too
+    runs = [RunDirectory(Path(path)) for path in paths if path not in files]
+    if not runs:
+        raise ConfigError(f"{files[0]} is a file, not a run: pass the directories of runs, such as runs/NAME")
     for run in runs:
         run.config()  # refuses what is not a run, before anything is written
-    print(finish_report(runs[0]) if len(runs) == 1 else compare(runs, out))
+    place = Path(folder) if folder else None
+    if len(runs) > 1:
+        print(compare(runs, Path(words.last("out", "comparison.html")), place, kinds))
+    else:
+        print(finish_report(runs[0]))
+        if place is not None:
+            publish(drawings(begun(runs[0])), place, kinds)
+    if place is not None:
+        print(f"figures: {place}")
     return 0
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from fedssl import config
+from fedssl import config, simulation
 from fedssl.config import Plan
-from fedssl.errors import ConfigError, FedsslError
+from fedssl.errors import ConfigError
 from fedssl.progress import Reporter, duration
-from fedssl.report import finish_report
+from fedssl.record import Record
 from fedssl.rundir import RunDirectory
+from simulations.sweeps import command as sweep
+from simulations.sweeps.application import application
 from simulations.words import refuse_unknown
 
 
@@ -26,35 +22,20 @@ def main(arguments: Sequence[str]) -> int:
     """Run what the overrides describe; with Hydra's flags (`-m`, `--cfg job`, `--help`) as a full Hydra application.
 
     Raises:
-        FedsslError: the first refusal; the other cells of a sweep are run all the same.
+        FedsslError: the run is refused.
     """
     refuse_unknown(arguments)
     if not any(text.lstrip("+~").startswith(("-", "hydra")) for text in arguments):
         run(config.compose(arguments))  # Hydra's application would compose twice
         return 0
-    problems: list[FedsslError] = []
-
-    @hydra.main(config_path=str(config.conf_dir()), config_name="config", version_base="1.3")
-    def application(cfg: DictConfig) -> None:
-        try:
-            run(config.plan_from(cfg))
-        except FedsslError as error:
-            problems.append(error)
-
-    before = sys.argv
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, so that `explain` can speak
-    sys.argv = ["fedssl pretrain", *config.relax(arguments)]
-    try:
-        application()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise config.explain(error, arguments) from error
-    finally:
-        sys.argv = before
-    for problem in problems[1:]:
-        print(f"error: {problem}", file=sys.stderr)
-    if problems:
-        raise problems[0]
+    if sweep.asked(arguments):
+        return sweep.main(arguments)
+    application(_composed, arguments)
     return 0
+
+
+def _composed(cfg: DictConfig) -> None:
+    run(config.plan_from(cfg))
 
 
 def resume(arguments: Sequence[str]) -> int:
@@ -71,22 +52,14 @@ def resume(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(plan: Plan) -> dict[str, Any]:
+def run(plan: Plan) -> None:
     """Run a plan to its end, or what is left of it; write the report; say what was learnt."""
-    rundir = plan.open()
-    reporter = Reporter()
-    if rundir.done:
-        reporter.say(f"{rundir.path} has already finished with this configuration: nothing to do")
-        summary = rundir.read("summary.json")
-    else:
-        summary = plan.build_engine().run(plan.job, rundir, reporter)
-    if not (rundir.path / "report.html").exists():
-        finish_report(rundir)
-    _conclude(rundir, summary)
-    return summary
+    _conclude(simulation.run(plan, Reporter()))
+    print(f"report: {plan.path / 'report.html'}")
 
 
-def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
+def _conclude(record: Record) -> None:
+    summary = record.summary
     names = ("random encoder", "central", "raw values", "window statistics")
     rows = [("federated", ""), *((name, f"{name.replace(' ', '_')}_") for name in names)]
     columns = [
@@ -110,8 +83,6 @@ def _conclude(rundir: RunDirectory, summary: dict[str, Any]) -> None:
         f"{summary['rounds']} rounds in {duration(summary['seconds'])}, {megabytes:.0f} MB exchanged"
         + ("" if rank is None else f", effective rank {rank:.1f}")
     )
-    claim = rundir.read("privacy.json")
-    for each in (claim, claim.get("record")):
-        if each is not None:
+    for each in (record.claim, record.claim.get("record")):
+        if each:
             print(f"privacy: {each['says']}")
-    print(f"report: {rundir.path / 'report.html'}")

@@ -259,9 +259,9 @@ def test_figures_of_the_monitor_are_the_same_twice_and_take_any_run() -> None:
     broken_off = rows_of({("merged", "encoder"): {"rankme": None, "spectrum": [None] * 3}})
     three = rows_of({}, {}, {})
     drawn = [
-        {name: figures.image(figure, "svg") for name, figure in collapse_figures._drawings(rows)}
+        {name: figures.image(figure, "svg") for name, figure in collapse_figures.drawings(rows)}
         for rows in (alone, broken_off, three, three)
     ]
     assert all(images.keys() == {"ranks", "spectra", "agreement"} for images in drawn)
     assert drawn[2] == drawn[3]
-    assert dict(collapse_figures._drawings([])) == {}
+    assert dict(collapse_figures.drawings([])) == {}

@@ -15,7 +15,7 @@ NAMES = [str(p.relative_to(ROOT)) for p in FILES]
 LAYERS = (
     {
         *("errors", "parts", "seeds", "files", "tree", "build", "partition"),
-        *("participation", "coding", "packing", "compression", "edge"),
+        *("participation", "coding", "packing", "compression", "edge", "intervals"),
     },
     {
         "norms",
@@ -76,8 +76,14 @@ LAYERS = (
         "page",
         "record",
         "report",
+        "run_figures",
+        "split_figures",
+        "configurations",
+        "comparison",
+        "comparison_figures",
+        "tracking",
     },
-    {"config"},
+    {"config", "simulation"},
     {"flower"},
 )
 NUMPY_ONLY = LAYERS[0]
@@ -125,8 +131,8 @@ def test_imports_follow_the_layers(name: str) -> None:
         if root in ("hydra", "omegaconf"):
             assert module == "fedssl.config" or module.startswith("simulations"), f"{module} imports {root}"
         if root == "matplotlib":
-            drawing = ("fedssl.figures", "fedssl.collapse_figures", "fedssl.charts", "fedssl.report")
-            assert module in drawing, f"{module} imports matplotlib"
+            drawing = module in ("fedssl.figures", "fedssl.charts") or module.endswith("_figures")
+            assert drawing, f"{module} imports matplotlib"
         if root == "opacus":
             assert module.startswith("fedssl.privacy"), f"{module} imports opacus"
         if root == "torch" and module.startswith("fedssl.") and runtime and module != "fedssl.seeds":

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from benchmarks import catalogue, pages
-from fedssl import config
-from simulations import cli, pretrain
+from fedssl import config, simulation
+from simulations import cli
 from simulations.audits import canaries, inversion_demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,7 +135,7 @@ def test_commands_and_code_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
     for budget in ("_STEPS", "_ROUNDS", "_FEWEST"):  # as test_audit_runs.py has them
         monkeypatch.setattr(canaries, budget, 40)
     if page.name not in DRAWN:
-        monkeypatch.setattr(pretrain, "finish_report", lambda run: None)
+        monkeypatch.setattr(simulation, "finish_report", lambda run: None)
     if "/path/to/" in page.read_text():
         stand_ins(tmp_path)
     for kind, content in steps(page):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import TINY, assert_same, execute, final_arrays
 
+from fedssl import simulation
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, FedsslError
 from fedssl.flower import server, state_files
@@ -187,13 +188,11 @@ def test_the_number_of_workers_does_not_matter(overrides: tuple[str, ...], plan:
 
 
 def test_a_finished_run_is_left_alone(plan: Compose) -> None:
-    from simulations.pretrain import run
-
-    first = run(plan())
+    first = simulation.run(plan(), Reporter(quiet=True))
     before = {p: p.stat().st_mtime_ns for p in plan().path.rglob("*") if p.is_file() and p.name != ".lock"}
-    assert run(plan()) == plan().open().read("summary.json")
+    assert simulation.run(plan(), Reporter(quiet=True)).summary == plan().open().read("summary.json")
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert first["rounds"] == 2
+    assert first.summary["rounds"] == 2
 
 
 def test_another_configuration_is_refused_in_the_same_place(plan: Compose) -> None:

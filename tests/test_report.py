@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedssl import figures, page, record, report
+from fedssl import comparison, figures, page, record, report, run_figures, split_figures
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.rundir import RunDirectory
 
@@ -124,7 +124,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without figures, which take a second a run."""
-    monkeypatch.setattr(figures, "write_figures", lambda run: [])
+    monkeypatch.setattr(run_figures, "write", lambda record: [])
 
 
 def read(path: Path) -> str:
@@ -176,7 +176,7 @@ def test_figures_are_there_and_the_same_twice(finished: RunDirectory) -> None:
     names = ("few_labels", "probes", "loss", "collapse", "spectrum", "split")
     before = {p.name: p.read_bytes() for p in (finished.path / "figures").iterdir()}
     assert before.keys() == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
-    assert {p.name: p.read_bytes() for p in figures.write_figures(finished)} == before
+    assert {p.name: p.read_bytes() for p in run_figures.write(record.Record.read(finished))} == before
     assert all(before[f"{name}.png"].startswith(b"\x89PNG") for name in names)
     assert not any(b"<dc:date>" in content for content in before.values())
 
@@ -194,7 +194,7 @@ def test_splits_of_every_size_are_drawn(clients: int, classes: int) -> None:
     counts = np.random.default_rng(0).integers(0, 5, (clients, classes))
     names = ["$\\frac$", "猫", "_x"] * classes
     split = {"sizes": counts.sum(1).tolist(), "classes": names[:classes], "counts": counts.tolist()}
-    assert len(figures.image(figures.split_picture(split), "png")) > 1000
+    assert len(figures.image(split_figures.split_picture(split), "png")) > 1000
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -205,7 +205,7 @@ def test_names_and_values_are_escaped(make: Make) -> None:
     html = read(report.finish_report(run))
     assert "&lt;script&gt;alert(" in html
     assert "<img src=x" not in html
-    assert report.compare([run], run.path / "compare.html").read_text().count("&lt;script&gt;") > 1
+    assert comparison.compare([run], run.path / "compare.html").read_text().count("&lt;script&gt;") > 1
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -244,7 +244,7 @@ def test_a_run_of_one_round_without_labels_is_reported(make: Make) -> None:
     assert "kNN accuracy" not in html
     assert "label EMD" not in html
     assert not (run.path / "figures" / "probes.svg").exists()
-    assert report.table([run])[1][6:10] == [page.NOTHING] * 4
+    assert comparison.table([run])[1][4:8] == [page.NOTHING] * 4
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -262,30 +262,7 @@ def test_a_run_without_rounds_is_refused(make: Make, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match="not a run directory"):
         report.finish_report(RunDirectory(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="no run"):
-        report.table([])
-
-
-def test_seeds_of_one_configuration_are_summed_up(make: Make, tmp_path: Path) -> None:
-    runs = [make(f"s{seed}", seed=seed, linear=0.9 + 0.01 * seed) for seed in range(3)]
-    runs.append(make("late", seed=3, done=False))
-    runs.append(make("byol", method={"_target_": "fedssl.methods.byol.BYOL", "decay": 0.99}, linear=0.8))
-    rows = report.table([*runs, runs[0]])
-    assert [row[0] for row in rows] == ["run", "s0", "s1", "s2", "late", "mean of 3 runs", "byol"]
-    assert all(len(row) == len(rows[0]) for row in rows)
-    assert rows[5][6] == "91.0 ± 1.0"
-    assert rows[4][5:7] == ["4 of 4", page.NOTHING]
-    html = read(report.compare(runs, tmp_path / "compare.html"))
-    assert "5 runs of 2 configurations: best linear probe 91.0 %, SimCLR (3 runs)." in html
-    assert "91.0 ± 1.0" in html
-    assert "method.decay" in html
-    assert "partition.alpha" not in html
-    assert html.count("<img ") == 2
-
-
-def test_one_run_can_be_compared_with_nothing(make: Make, tmp_path: Path) -> None:
-    html = read(report.compare([make()], tmp_path / "compare.html"))
-    assert "1 run of 1 configuration" in html
-    assert "Where they differ" not in html
+        comparison.table([])
 
 
 @pytest.mark.parametrize(

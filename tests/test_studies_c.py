@@ -17,6 +17,7 @@ from PIL import Image
 from fedssl import charts, config, seeds
 from fedssl.charts import Line, Panel
 from fedssl.errors import ConfigError
+from fedssl.intervals import Interval, both, difference
 from fedssl.method import Batch, Sizes, Step
 from fedssl.methods.byol import BYOL
 from fedssl.setup import build_model
@@ -27,7 +28,6 @@ from simulations.studies.federated.ablations import FreeBYOL
 from simulations.studies.federated.cells import Cell, cross, partition, star
 from simulations.studies.federated.collapsing import History
 from simulations.studies.federated.failures import CASES, FAILURE, HEALTHY, REMEDY
-from simulations.studies.federated.intervals import Interval, both, difference
 from simulations.studies.federated.measures import Probed, distributions, for_clients, own_arrays
 from simulations.studies.federated.results import Results, columns
 from simulations.studies.federated.supervised import HEAD, Baseline

@@ -13,6 +13,7 @@ from fedssl.flower.deploy import site
 from fedssl.flower.server import federate
 from fedssl.progress import Reporter
 from fedssl.report import finish_report
+from fedssl.tracking import followed
 
 app = ServerApp()
 
@@ -24,6 +25,7 @@ def main(grid: Grid, context: Context) -> None:
     plan = config.compose(shlex.split(str(context.run_config["overrides"])))
     rundir = plan.at(Path(str(context.run_config["out"])) / plan.path.name).open()
     if not rundir.done:
-        federate(grid, plan.job, rundir, Reporter())
+        with followed(plan.build_track(), rundir):
+            federate(grid, plan.job, rundir, Reporter())
     if not (rundir.path / "report.html").exists():
         finish_report(rundir)

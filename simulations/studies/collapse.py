@@ -10,10 +10,10 @@ from typing import Any
 
 from fedssl.alarms import COLLAPSES
 from fedssl.charts import Line, Panel
+from fedssl.intervals import Interval, both
 from simulations.studies.base import Bench, Finding, Outcome
 from simulations.studies.federated.collapsing import ALARM, RANK, SPREAD, STANDING, History, measured
 from simulations.studies.federated.failures import BYOL, CASES, FAILURE, HEALTHY, IID, REMEDY, Case
-from simulations.studies.federated.intervals import Interval, both
 from simulations.studies.federated.measures import FIVE, LINEAR
 from simulations.studies.federated.results import Results, columns
 

@@ -15,11 +15,11 @@ from fedssl import config, probes
 from fedssl.charts import Line, Panel
 from fedssl.diagnostics import effective_rank
 from fedssl.errors import ConfigError
+from fedssl.intervals import both
 from fedssl.rundir import RunDirectory
 from fedssl.setup import initial_model
 from simulations.studies.base import Bench, Finding, Outcome
 from simulations.studies.federated.cells import partition
-from simulations.studies.federated.intervals import both
 from simulations.studies.federated.measures import FIVE, KNN, RANK, Probed
 from simulations.studies.federated.mechanisms import MECHANISMS, lower_bound, public
 from simulations.studies.federated.results import Results, columns

@@ -13,13 +13,13 @@ import torch
 from fedssl import config, diagnostics, probes
 from fedssl.charts import Panel
 from fedssl.errors import ConfigError
+from fedssl.intervals import both
 from fedssl.rundir import RunDirectory
 from simulations.attacks import liars
 from simulations.attacks.backdoor import Backdoor, triggered
 from simulations.attacks.poison import Attack, Noise, Replacement, SignFlip
 from simulations.studies.base import Bench, Finding, Outcome
 from simulations.studies.federated.cells import partition
-from simulations.studies.federated.intervals import both
 from simulations.studies.federated.measures import FIVE, KNN, LINEAR, RANK, Probed
 from simulations.studies.federated.results import Results, columns
 from simulations.studies.tools.runs import Finished

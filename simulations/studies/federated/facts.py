@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fedssl.intervals import Interval
 from simulations.studies.base import Finding
 from simulations.studies.federated.cells import Cell
-from simulations.studies.federated.intervals import Interval
 from simulations.studies.federated.measures import (
     CKA,
     DRIFT,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedssl.charts import Line
+from fedssl.intervals import Interval, difference
 from fedssl.rundir import RunDirectory
 from simulations.studies.base import Bench, mean_and_deviation
 from simulations.studies.federated.cells import Cell
-from simulations.studies.federated.intervals import Interval, difference
 
 Measures = Mapping[str, Sequence[float]]  # measure -> its value for each seed
 

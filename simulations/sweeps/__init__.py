@@ -1,0 +1,1 @@
+"""Sweeps: many runs by one command, one a cell."""
