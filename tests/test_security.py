@@ -232,7 +232,10 @@ def test_a_run_stays_in_its_folder(name: str, tmp_path: Path) -> None:
 
 FORBIDDEN = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 CALLS = {"eval", "exec", "compile", "os.system", "os.popen", "__import__", "pickle.loads", "pickle.load"}
-UNPICKLER = ROOT / "fedssl" / "datasets" / "cifar.py"  # CIFAR's files are pickles; its reader knows arrays only
+ALLOWED = {
+    (ROOT / "fedssl" / "datasets" / "cifar.py", "pickle"),  # CIFAR's files are pickles; its reader knows arrays only
+    (ROOT / "simulations" / "sweeps" / "command.py", "joblib.externals.loky"),  # ends processes, reads nothing
+}
 
 
 def dangers(source: str) -> list[str]:
@@ -276,7 +279,7 @@ def test_the_scan_finds(source: str) -> None:
 def test_nothing_reads_code_from_data() -> None:
     assert len(SOURCES) > 200
     for path in SOURCES:
-        found = [text for text in dangers(path.read_text()) if (path, text) != (UNPICKLER, "pickle")]
+        found = [text for text in dangers(path.read_text()) if (path, text) not in ALLOWED]
         assert not found, f"{path.relative_to(ROOT)}: {found}"
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
-from joblib.externals.loky import get_reusable_executor
 
 from fedssl import comparison, config
 from fedssl.errors import ConfigError
@@ -56,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _dismiss() -> None:
     """End joblib's processes, which else wait minutes for more work, or after ctrl-C go on with what they have."""
+    from joblib.externals.loky import get_reusable_executor  # which other commands need not wait for
+
     get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
