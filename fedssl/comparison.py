@@ -88,7 +88,7 @@ def _results(rows: Sequence[Sequence[str]], compared: Sequence[Configuration]) -
     kinds = [_kinds(one.runs[0]) for one in compared]
     shared = " · ".join(column[0] for column in zip(*kinds, strict=True) if len(set(column)) == 1)
     note = f"All: {shared}. {_NOTE}" if shared else _NOTE
-    return [page.table(rows, words=[1], means=means), tag("p", text(note), cls="note")]
+    return [page.table(rows, words=[1, len(rows[0]) - 1], means=means), tag("p", text(note), cls="note")]
 
 
 def _kinds(run: Record) -> tuple[str, str, str]:
@@ -142,7 +142,7 @@ def _values(run: Record) -> list[float | None]:
 
 def _interval(values: Sequence[float | None]) -> str:
     found = [value for value in values if value is not None]
-    if len(found) < 2:
+    if len(set(found)) < 2:  # one run, or what no seed changes, such as bytes
         return decimal(found[0], 1) if found else NOTHING
     interval = Interval.of(found)
     return f"{decimal(interval.mean, 1)} ± {interval.half:.1f}"

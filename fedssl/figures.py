@@ -127,9 +127,9 @@ def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
 
 
 def _width(labels: Sequence[str], columns: int) -> int:
-    """Of a legend, in characters: matplotlib fills one column after another."""
-    rows = math.ceil(len(labels) / columns)
-    return sum(6 + max(map(len, labels[at : at + rows])) for at in range(0, len(labels), rows))
+    """Of a legend, in characters: matplotlib fills one column after another, the first ones with one label more."""
+    parts = np.array_split(np.array([len(label) for label in labels]), columns)
+    return sum(6 + int(part.max()) for part in parts if part.size)
 
 
 @styled

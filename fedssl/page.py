@@ -38,12 +38,13 @@ p.note { color: var(--soft); font-size: .9rem; max-width: 46rem; margin: .6rem 0
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .9rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 th:first-child, th.word, td.word { text-align: left; }
-table.dense { font-size: .84rem; }
-table.dense th, table.dense td { padding: .4rem .55rem; }
+table.dense { font-size: .82rem; }
+table.dense th, table.dense td { padding: .4rem .45rem; }
 thead th { border-top: 0; color: var(--soft); font-weight: 500; vertical-align: bottom; }
 tbody th { font-weight: 500; }
 td.word { white-space: normal; overflow-wrap: break-word; max-width: 20rem; }
-table.dense thead th { white-space: normal; }
+table.dense thead th, table.dense tbody th { white-space: normal; }
+table.dense tbody th { min-width: 8rem; }
 tbody tr.mean > * { background: color-mix(in srgb, var(--accent) 9%, var(--card)) !important; }
 .figures { columns: 2 24rem; column-gap: 1.2rem; }
 figure { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: 8px; overflow: hidden;

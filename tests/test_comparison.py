@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from test_report import Make, make, read
 
 from fedssl import comparison, figures, page
@@ -157,3 +158,19 @@ def test_unlike_spectra_are_no_mean(make: Make) -> None:
     (one,) = configurations(runs)
     assert [len(run.spectra["federated"]) for run in one.runs] == [8, 2]
     assert Record.read(runs[1]).dim == 2
+
+
+@figures.styled
+def four_long_names() -> Figure:
+    figure, axes = figures.new()
+    for name in ("SimCLR · alpha=0.1", "SimCLR · alpha=100", "BYOL · alpha=0.1", "BYOL · alpha=100"):
+        axes.plot([0, 1], [0, 1], label=f"{name} (2 runs)")
+    figures.legend(figure, axes)
+    figure.draw_without_rendering()
+    return figure
+
+
+def test_a_legend_of_four_long_names_stays_on_the_figure() -> None:
+    figure = four_long_names()
+    (drawn,) = figure.legends
+    assert drawn.get_window_extent().x1 <= figure.bbox.x1
