@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import assert_same, execute, final_arrays
+from conftest import assert_same, execute, final_arrays, tiny
 
 from fedssl import config, simulation
 from fedssl.config import Plan
@@ -19,6 +19,7 @@ from fedssl.errors import ConfigError
 from fedssl.progress import Reporter
 from fedssl.record import Record
 from fedssl.rundir import RunDirectory
+from simulations.studies.base import Bench
 
 Compose = Callable[..., Plan]
 
@@ -66,6 +67,12 @@ def test_tensorboard_holds_every_round_once_also_of_a_resumed_run(plan: Compose)
     assert [step for step, _ in shown["loss"]] == [1, 2, 3, 4]
     assert [value for _, value in shown["loss"]] == pytest.approx([row["loss"] for row in record.rows])
     assert shown["summary/bytes_up"] == [(4, record.summary["bytes_up"])]
+
+
+def test_runs_of_a_study_are_followed_too(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = Bench(tmp_path, ["track=tensorboard"]).pretrain(*tiny("method=simclr"))
+    assert [step for step, _ in events(run)["loss"]] == [1, 2]
 
 
 def test_a_tracker_changes_no_bit_and_is_no_part_of_a_run(plan: Compose) -> None:

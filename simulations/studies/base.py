@@ -13,6 +13,7 @@ from fedssl.charts import Panel
 from fedssl.errors import ConfigError
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
+from fedssl.tracking import followed
 
 Row = Mapping[str, Any]
 
@@ -66,7 +67,8 @@ class Bench:
             new = [option for option in options if option not in before]
             self.said.append(options)
             self.reporter.say(f"run {len(self.said)}: {' '.join(new) or 'the options of the one before'}")
-            plan.build_engine().run(plan.job, rundir, Reporter(quiet=True))
+            with followed(plan.build_track(), rundir):
+                plan.build_engine().run(plan.job, rundir, Reporter(quiet=True))
         return rundir
 
 
