@@ -35,13 +35,12 @@ class Asked:
             ConfigError: an unknown option, or one without a limit above 0.
         """
         words = read(arguments, ("memory", "seconds", "data-dir"), USAGE)
-        memory, seconds = (words.last(name, "inf") for name in ("memory", "seconds"))
-        limits = {"memory": inf if memory == "inf" else size_of(memory), "seconds": _number(seconds)}
-        for name, limit in limits.items():
-            given = words.last(name)
-            if given and not (limit > 0 and isfinite(limit)):
-                example = "4GiB or 512MiB" if name == "memory" else "60"
-                raise ConfigError(f"--{name} needs a limit such as {example} and got {given}: {USAGE}")
+        limits = {"memory": inf, "seconds": inf}
+        for name, read_as, example in (("memory", size_of, "4GiB or 512MiB"), ("seconds", _number, "60")):
+            if given := words.last(name):
+                limits[name] = read_as(given)
+                if not (limits[name] > 0 and isfinite(limits[name])):
+                    raise ConfigError(f"--{name} needs a limit such as {example} and got {given}: {USAGE}")
         return cls(tuple(words.rest), **limits, data_dir=words.last("data-dir"))
 
     def holds(self, turn: Turn) -> bool:

@@ -53,7 +53,7 @@ def read(arguments: Sequence[str], options: Sequence[str], usage: str) -> Words:
         usage: the whole command, which begins with `fedssl NAME`.
 
     Raises:
-        ConfigError: an unknown option, or one without a value.
+        ConfigError: an unknown option, or one without a value or with an empty one.
     """
     values: dict[str, list[str]] = {name: [] for name in options}
     rest, left = list[str](), list(arguments)
@@ -65,7 +65,7 @@ def read(arguments: Sequence[str], options: Sequence[str], usage: str) -> Words:
         name = word.removeprefix("--")
         if not word.startswith("--") or name not in values:
             raise ConfigError(f"{word} is not an option of {usage.split()[1]}: {usage}")
-        if not left:
+        if not left or not left[0]:
             raise ConfigError(f"{word} needs a value: {usage}")
         values[name].append(left.pop(0))
     return Words(rest, values, usage)

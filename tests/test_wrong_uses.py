@@ -106,6 +106,17 @@ def test_words(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [p for p in tmp_path.rglob("*") if p.name in ("summary.json", "metrics.jsonl")] == []
 
 
+def test_an_empty_value_is_none(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ("fits", "--memory", ""),
+        ("export", str(finished), "--out", ""),
+        ("report", str(finished), "--out", ""),
+    ):
+        assert f"{words[-2]} needs a value" in refused(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
 def _images(path: Path, **arrays: np.ndarray) -> str:
     np.savez(path, **arrays)
     return str(path)
@@ -259,4 +270,5 @@ def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     code, lines = answer("pretrain", *TINY, *wild, f"out={tmp_path}", "name=x")
     assert code == 2
     assert "lower local.lr" in lines[-1]
+    assert "Traceback" not in " ".join(lines)
     assert (tmp_path / "x" / "config.yaml").exists()
