@@ -20,8 +20,8 @@ HEADINGS = ("run", "configuration", "seed", "rounds", "linear %", "kNN %", "one 
 _MEAN = "mean of "
 _NOTE = (
     "Test accuracies. In the row of a mean, ± is half of a 95 % interval (Student's t) over the finished runs that "
-    "differ in nothing but their seed; a value without it is the same in all of them. MB are all that clients sent and were sent; epsilon is that of the unit in "
-    "brackets, at its delta."
+    "differ in nothing but their seed; a value without it is the same in all of them. MB are all that clients sent and "
+    "were sent; epsilon is that of the unit in brackets, at its delta."
 )
 
 

@@ -184,7 +184,8 @@ def _known_keys(overrides: Sequence[str]) -> list[str]:
     with _hydra():
         tree = OmegaConf.to_container(hydra_compose("config", chosen), resolve=False)
     leaves = [key for key, _ in flatten(cast(dict[str, object], tree))]
-    return [*leaves, *{key.rpartition(".")[0] for key in leaves if "." in key}]
+    parents = {key.rpartition(".")[0] for key in leaves if "." in key}
+    return list(dict.fromkeys([*leaves, *sorted(parents), *groups()]))  # a group may choose nothing, as `experiment`
 
 
 def _first_line(error: Exception) -> str:

@@ -53,6 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WORDS = {
     "pretrian": "not a command: use pretrain",
     "pretrain method.tmperature=1": "did you mean method.temperature",
+    "pretrain experimnt=demo": "did you mean experiment?",
     "pretrain rounds=3": "did you mean federation.rounds",
     "pretrain method=simclrr": "did you mean method=simclr",
     "pretrain method=unheard_of": "choose one of",
