@@ -43,11 +43,14 @@ from fedssl.setup import build_model
 ROOT = Path(__file__).resolve().parents[1]
 BARE, BY_HAND, RAY = "bare loop", "FedAvg by hand", "ray, 2 cpus"
 ONE = ("engine=in_process", "engine.workers=1")
+TWO = ("engine=processes", "engine.workers=2")
 SYSTEMS = {  # name: overrides of the engine
     BARE: (),
     BY_HAND: (),
     "in_process, 1 worker": ONE,
     "in_process, 2 workers": ("engine=in_process", "engine.workers=2"),
+    "processes, 2 workers": TWO,
+    "processes, 2 workers, cohort=16": (*TWO, "engine.cohort=16"),
     "in_process, cohort=16": (*ONE, "engine.cohort=16"),
     "in_process, cohort=auto": (*ONE, "engine.cohort=auto"),
     RAY: ("engine=ray", "engine.cpus=2", "engine.cpus_per_client=1"),

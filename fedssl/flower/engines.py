@@ -6,10 +6,11 @@ import importlib.util
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from flwr.app import Context
@@ -26,7 +27,7 @@ from fedssl.job import Job
 from fedssl.partition import sizes_of
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
-from fedssl.setup import device_of
+from fedssl.setup import data_of, device_of, public_of
 from fedssl.shards import parts_of
 from fedssl.sites import Sites
 
@@ -73,6 +74,8 @@ class InProcess:
         if self.cohort != "auto" and not (isinstance(self.cohort, int) and self.cohort >= 1):
             raise ConfigError(f"engine.cohort={self.cohort} trains nobody: give 1 client or more, or auto")
 
+    _processes: ClassVar[bool] = False
+
     def run(self, job: Job, rundir: RunDirectory, reporter: Reporter) -> dict[str, Any]:
         """See `Engine`."""
         torch.set_num_threads(job.threads)
@@ -83,7 +86,7 @@ class InProcess:
         choice, examples = _cohorts(self.cohort, job, rundir, reporter)
         about = (client_app, job.federation.clients, workers, strict, choice, examples)
         limit = None if self.state_limit_mib is None else self.state_limit_mib << 20
-        where = (limit, rundir.clients.with_name("states"), self._sites(job))
+        where = (limit, rundir.clients.with_name("states"), self._sites(job), self._processes)
         with _quiet_flower(), InProcessGrid(*about, *where) as grid:
             summary = federate(grid, job, rundir, reporter)
             grid.states.clear()
@@ -96,6 +99,32 @@ class InProcess:
                 f"partition={type(job.partition).__name__.lower()}: with partition=sites name one for each, else none"
             )
         return self.sites
+
+
+@dataclass(frozen=True)
+class Processes(InProcess):
+    """As `InProcess`, with worker processes of one torch thread each: for steps so short that threads are in each
+    other's way. Forked when the run begins, they have its imports and data at once; on Linux, without a GPU.
+
+    `workers=0` takes one process a core. The result is that of `InProcess`, bit for bit.
+    """
+
+    _processes: ClassVar[bool] = True
+
+    def run(self, job: Job, rundir: RunDirectory, reporter: Reporter) -> dict[str, Any]:
+        """See `Engine`."""
+        device = device_of(job)
+        for odd, found, instead in (
+            (sys.platform != "linux", f"this is {sys.platform}", "use engine=in_process or engine=ray"),
+            (device.type != "cpu", f"the run trains on {device}", "use engine=in_process, or device=cpu"),
+            (job.threads != 1, f"the run has threads={job.threads}", "set threads=1, or use engine=in_process"),
+        ):
+            if odd:
+                raise ConfigError(f"engine=processes forks workers of one thread, on Linux, but {found}: {instead}")
+        if not isinstance(job.partition, Sites):
+            data_of(job, device)  # once, before the fork, and not in each worker
+            public_of(job, device)
+        return super().run(job, rundir, reporter)
 
 
 def _cohorts(

@@ -1,18 +1,17 @@
 """A Flower Grid whose nodes live in this process: no serialisation, no start-up, worker threads.
 
 Flower's own records and apps are used unchanged. Replies are handed out one by one, in the order of the messages, so
-that a strategy can consume and free them; at most `workers + 2` cohorts of them are ever waiting.
+that a strategy can consume and free them; at most `workers + 2` cohorts of them are ever waiting. The workers may be
+processes of their own; what clients keep between rounds stays here all the same.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -22,72 +21,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity  # private: Message() outside a Flower runtime needs it
 
-from fedssl.client import Training
 from fedssl.cohort.choice import Choice
-from fedssl.cohort.seats import Meeting, seat
-from fedssl.cohort.together import train_together
 from fedssl.errors import ProtocolError
+from fedssl.flower.processes import WorkerDiedError, forked
 from fedssl.flower.run.states import States
-
-
-class _Call:
-    """One client's turn, and the place where its result is awaited."""
-
-    def __init__(self, message: Message, context: Context) -> None:
-        self.message, self.context = message, context
-        self.reply: Message | None = None
-        self.failure: BaseException | None = None
-        self.finished = threading.Event()
-
-    def wait(self) -> None:
-        """Wait for the result; wakes up now and then, or ctrl-C would be lost on some platforms."""
-        while not self.finished.wait(timeout=1.0):
-            pass
-
-
-class _Seats:
-    """The threads of one worker: the first leads, the others sit down with it where several clients train at once."""
-
-    def __init__(self, client_app: ClientApp, choice: Choice) -> None:
-        self._app, self._choice = client_app, choice
-        self._others: list[queue.SimpleQueue[Callable[[], None] | None]] = []
-
-    def run(self, calls: Sequence[_Call]) -> None:
-        """Run these clients' turns, their training as one cohort."""
-        meeting: Meeting[Training] = Meeting(len(calls), self._train)
-        while len(self._others) < len(calls) - 1:
-            self._others.append(queue.SimpleQueue())
-            threading.Thread(target=_serve, args=(self._others[-1],), daemon=True).start()
-        for number, call in enumerate(calls[1:], 1):
-            self._others[number - 1].put(partial(self._turn, meeting, number, call))
-        self._turn(meeting, 0, calls[0])
-        for call in calls:
-            call.wait()
-
-    def close(self) -> None:
-        """Let the threads end."""
-        for other in self._others:
-            other.put(None)
-
-    def _turn(self, meeting: Meeting[Training], number: int, call: _Call) -> None:
-        try:
-            with seat(meeting, number):
-                call.reply = self._app(call.message, call.context)
-        except BaseException as error:  # noqa: BLE001  # handed to the thread that waits for it
-            call.failure = error
-        call.finished.set()
-
-    def _train(self, trainings: Sequence[Training]) -> Sequence[BaseException | None]:
-        began = time.perf_counter()
-        failures = train_together(trainings)
-        self._choice.took(len(trainings), sum(one.done for one in trainings), time.perf_counter() - began)
-        return failures
-
-
-def _serve(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while (task := tasks.get()) is not None:
-        task()
-        del task  # an idle thread must not keep its last reply alive
+from fedssl.flower.workers import Call, Threads, Worker
 
 
 class InProcessGrid(Grid):
@@ -97,6 +35,7 @@ class InProcessGrid(Grid):
         client_app: what the nodes run.
         nodes: their number.
         workers: threads that train; the result does not depend on it.
+        processes: whether each worker has a process of its own, forked when the grid is entered, and not only a thread.
         fail_fast: whether an exception in a client is raised again in the thread that pulls the replies; otherwise it
             becomes an error reply, as in Flower's own runtimes.
         choice: how many clients a worker trains at once; one after another unless it says otherwise.
@@ -117,22 +56,32 @@ class InProcessGrid(Grid):
         limit: int | None = None,
         folder: Path | None = None,
         sites: Sequence[str] = (),
+        processes: bool = False,
     ) -> None:
         self._app, self._nodes, self._workers, self._fail_fast = client_app, nodes, workers, fail_fast
+        self._processes = processes
         self._choice, self._examples = choice or Choice(1, nodes), examples
         self._sites = sites
         self.states = States(self._make, limit, folder)
         self._messages: dict[str, Message] = {}
         self._sent = 0
         self._run: Run | None = None
-        self._cohorts: queue.SimpleQueue[list[_Call] | None] = queue.SimpleQueue()
+        self._cohorts: queue.SimpleQueue[list[Call] | None] = queue.SimpleQueue()
+        self._crew: Sequence[Worker] = ()
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> InProcessGrid:
         self._identity = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        took = self._choice.took
+        # Before there are threads, which a fork would lose with the locks that they hold.
+        self._crew = (
+            forked(self._workers, self._app, took)
+            if self._processes
+            else [Threads(self._app, took) for _ in range(self._workers)]
+        )
         # Daemons, so that an interrupted run does not wait for the clients that are still training.
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._workers)]
+        self._threads = [threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in self._crew]
         for thread in self._threads:
             thread.start()
         return self
@@ -146,15 +95,17 @@ class InProcessGrid(Grid):
         if kind is None or issubclass(kind, Exception):  # not on ctrl-C: the person should not wait for the clients
             for thread in self._threads:
                 thread.join()
-        self._threads = []
+        else:
+            for worker in self._crew:
+                worker.stop()
+        self._threads, self._crew = [], ()
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = self._identity
 
-    def _work(self) -> None:
-        seats = _Seats(self._app, self._choice)
+    def _work(self, worker: Worker) -> None:
         while (calls := self._cohorts.get()) is not None:
-            seats.run(calls)
+            worker.run(calls)
             del calls  # an idle worker must not keep its last replies alive
-        seats.close()
+        worker.close()
 
     def context(self, node: int) -> Context:
         """The context of a node, made when it is first needed: a million idle nodes cost nothing."""
@@ -214,10 +165,10 @@ class InProcessGrid(Grid):
         if self._examples is not None:
             sizes = {id(message): self._examples(message.metadata.dst_node_id) for message in todo}
             todo.sort(key=lambda message: sizes[id(message)])
-        waiting: deque[list[_Call]] = deque()
+        waiting: deque[list[Call]] = deque()
         while todo:
             size = self._choice.next(len(todo))
-            calls = [_Call(message, self.states.lend(message.metadata.dst_node_id)) for message in todo[:size]]
+            calls = [Call(message, self.states.lend(message.metadata.dst_node_id)) for message in todo[:size]]
             del todo[:size]
             self._cohorts.put(list(calls))  # the worker's own: below, replies are let go one by one
             waiting.append(calls)
@@ -226,14 +177,14 @@ class InProcessGrid(Grid):
         while waiting:
             yield from self._finish(waiting.popleft())
 
-    def _finish(self, calls: list[_Call]) -> Iterator[Message]:
+    def _finish(self, calls: list[Call]) -> Iterator[Message]:
         while calls:
             call = calls.pop(0)
             call.wait()
             self.states.back(call.context.node_id)
             if call.failure is None:
                 yield cast(Message, call.reply)
-            elif self._fail_fast:
+            elif self._fail_fast or isinstance(call.failure, WorkerDiedError):
                 raise call.failure
             else:
                 yield Message(Error(code=0, reason=f"{type(call.failure)}:<'{call.failure}'>"), reply_to=call.message)
