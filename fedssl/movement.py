@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from fedssl.model import Model, pairs
 from fedssl.parts import Part
@@ -25,7 +26,8 @@ class Movement:
         self._model = model
         self._followers = [part for part in parts if part.teaches]
         watched = [part.name for part in parts if part.trainable or part.teaches]
-        self._start = {name: _copies(_parameters(model[name])) for name in watched}
+        self._watched = {name: [p for p in model[name].parameters() if p.is_floating_point()] for name in watched}
+        self._start = {name: _copies(parameters) for name, parameters in self._watched.items()}
         self._before: dict[str, list[Tensor]] = {}
 
     def before_following(self) -> None:
@@ -42,18 +44,13 @@ class Movement:
         """
         found: dict[str, Tensor] = {}
         for name, start in self._start.items():
-            end = list(_parameters(self._model[name]))
-            found[f"{name}_moved"] = _ratio(_distance(end, start), _norm(start))
+            found[f"{name}_moved"] = _ratio(_distance(self._watched[name], start), _norm(start))
         for part in self._followers:
             teacher, student = (list(side) for side in zip(*_followed(self._model, part), strict=True))
             found[f"{part.name}_gap"] = _ratio(_distance(teacher, student), _norm(student))
             before = self._before.get(part.name, teacher)
             found[f"{part.name}_step"] = _ratio(_distance(teacher, before), _distance(student, before))
         return {name: value.item() for name, value in found.items()}
-
-
-def _parameters(module: nn.Module) -> Iterator[Tensor]:
-    return (p for p in module.parameters() if p.is_floating_point())
 
 
 def _followed(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
@@ -74,8 +71,7 @@ def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 
 def _length(tensors: Iterable[Tensor]) -> Tensor:
-    squares = [x.float().square().sum() for x in tensors]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+    return get_total_norm([x.float() for x in tensors])
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

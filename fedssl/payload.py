@@ -131,7 +131,7 @@ def check_reply(
                 "of merged parts leave a client, as `fedssl payload` lists them; if it is meant to, set "
                 f"strategy.share.{part_of(name)}=merge"
             )
-        if value.shape != entry.shape or str(value.dtype) != entry.dtype:
+        if value.shape != entry.shape or value.dtype != np.dtype(entry.dtype):
             raise PrivacyError(
                 f"the reply has {name!r} as {value.dtype} of shape {value.shape} and the payload manifest as "
                 f"{entry.dtype} of shape {entry.shape}, so nothing is sent: a shape that is this client's own can hold "

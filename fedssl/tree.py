@@ -22,7 +22,7 @@ def squared_distance(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -
     """Sum of squared differences over all floating arrays of `a`, in float64."""
     total = 0.0
     for key, value in a.items():
-        if np.issubdtype(value.dtype, np.floating):
+        if value.dtype.kind == "f":
             difference = value.astype(np.float64).ravel() - b[key].astype(np.float64).ravel()
             difference *= difference
             total += float(difference.sum())  # not a BLAS product, whose last bit depends on where the array lies
@@ -53,7 +53,7 @@ def check_same(arrays: Mapping[str, np.ndarray], model: Mapping[str, np.ndarray]
             raise ProtocolError(f"{who} sent {key!r} with shape {value.shape}, not {model[key].shape}: it is refused")
         if value.dtype.kind not in "biuf":
             raise ProtocolError(f"{who} sent {key!r} of type {value.dtype}, which is not a number: it is refused")
-        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ProtocolError(
                 f"{who} sent {key!r} with values that are not finite: its training diverged; lower local.lr"
             )

@@ -132,17 +132,19 @@ def read(message: Message) -> Update:
     Raises:
         ProtocolError: the reply lacks the arrays or the weight.
     """
-    records = message.content.metric_records
-    if codec.ARRAYS not in message.content.array_records or codec.WEIGHT not in records.get(codec.METRICS, {}):
+    try:
+        arrays, numbers = codec.arrays_of(message.content), codec.metrics_of(message.content)
+        weight = float(cast(float, numbers[codec.WEIGHT]))
+    except KeyError:
         raise ProtocolError(
             f"node {message.metadata.src_node_id} replied without {codec.ARRAYS!r} or {codec.WEIGHT!r}: "
             "it does not run this ClientApp"
-        )
-    metrics = {key: cast(float, value) for key, value in records[codec.METRICS].items()}
+        ) from None
+    metrics = {key: cast(float, value) for key, value in numbers.items()}
     client = metrics.get("partition-id")
     return Update(
-        codec.decode(message.content.array_records[codec.ARRAYS]),
-        float(metrics[codec.WEIGHT]),
+        codec.decode(arrays),
+        weight,
         None if client is None else int(client),
         metrics,
     )

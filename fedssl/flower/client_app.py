@@ -46,7 +46,7 @@ class _Worker(threading.local):
     initial: Arrays
     shares: dict[str, Share]
     layout: Layout
-    strategy: Any  # only its client side is used here, which keeps no state
+    rule: PartRule | None  # the strategy if it has a client side, which keeps no state
 
 
 _worker = _Worker()
@@ -61,7 +61,8 @@ def _prepare(job: Job, client: int, shape: tuple[Any, ...], examples: int, devic
         _worker.layout = layout_of(model, job.method.parts)
         _worker.initial = to_arrays(model)
         _worker.model = model.to(device)
-        _worker.strategy = job.strategy()
+        strategy = job.strategy()
+        _worker.rule = strategy if isinstance(strategy, PartRule) else None
         _worker.text = text
     return _worker
 
@@ -75,9 +76,9 @@ def _load(
         The merged parts as they start, the strategy's memo, and the names of the local arrays.
     """
     start, memo = now, state.memo
-    if isinstance(worker.strategy, PartRule):
+    if worker.rule is not None:
         own = Own(state.mine, state.memo, state.round, client)
-        start, memo = worker.strategy.receive(now, own, at, worker.layout)
+        start, memo = worker.rule.receive(now, own, at, worker.layout)
     local = [key for key, share in worker.shares.items() if share is Share.local]
     load_arrays(worker.model, {key: worker.initial[key] for key in local} | state.local)
     load_arrays(worker.model, start)  # after the local ones: a rule may refresh a local teacher
@@ -87,10 +88,10 @@ def _load(
 
 def _pull(worker: _Worker) -> Pull | None:
     """The strategy's proximal term over the parameters that it merges."""
-    if not (isinstance(worker.strategy, PartRule) and worker.strategy.proximal):
+    if worker.rule is None or not worker.rule.proximal:
         return None
     shared = [p for key, p in worker.model.named_parameters() if worker.shares[key] is Share.merge and p.requires_grad]
-    return Pull.towards_now(worker.strategy.proximal, shared)
+    return Pull.towards_now(worker.rule.proximal, shared)
 
 
 def _shares(job: Job, client: int, config: ConfigRecord) -> dict[tuple[int, int], float]:
@@ -113,7 +114,7 @@ def _weights(job: Job, arrays: Arrays) -> Arrays:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round of local training: read the job, restore, receive, fit, save, reply."""
-    config = message.content.config_records[codec.CONFIG]
+    config = codec.config_of(message.content)
     job, at = parse(str(config["job"])), int(config["server-round"])  # type: ignore[arg-type]  # a ConfigRecord is loose
     trust.check(job, config, context)
     # Of this turn: in which round it began, which one made the model that it began with, which share of steps it does.
@@ -138,7 +139,7 @@ def train(message: Message, context: Context) -> Message:
         state = growing.follow(state, shard, sized, worker.initial)
 
     told = {key: value for key, value in worker.initial.items() if worker.shares[key].comes}
-    wire = codec.decode(message.content.array_records[codec.ARRAYS])
+    wire = codec.decode(codec.arrays_of(message.content))
     now = job.compression.unpack_down(wire, told, worker.layout.parameters)
     start, memo, local = _load(worker, job, now, state, made + 1, client)
     if worker.admitted != worker.text:
@@ -192,9 +193,9 @@ def train(message: Message, context: Context) -> Message:
         return Message(content, reply_to=message)
     trained = to_arrays(worker.model, [key for key in now if worker.shares.get(key) is not Share.received])
     mine: Arrays = {}
-    if isinstance(worker.strategy, PartRule):
-        memo = worker.strategy.remember(start, trained, memo, worker.layout)
-        mine = {key: value for key, value in trained.items() if part_of(key) in worker.strategy.keeps}
+    if worker.rule is not None:
+        memo = worker.rule.remember(start, trained, memo, worker.layout)
+        mine = {key: value for key, value in trained.items() if part_of(key) in worker.rule.keeps}
     drift = math.sqrt(tree.squared_distance(_weights(job, trained), now))
     metrics = {**result.movement, **metrics, "drift": drift}  # functions of the weights: as private as they are
     if not gradient.private:
@@ -220,7 +221,7 @@ def train(message: Message, context: Context) -> Message:
 @app.query("aggregation")
 def answer(message: Message, context: Context) -> Message:
     """Answer a question of the round's aggregation, before or after training."""
-    config = message.content.config_records[codec.CONFIG]
+    config = codec.config_of(message.content)
     content = clients.answer(parse(str(config["job"])), clients.told(config), context)
     return Message(content, reply_to=message)
 

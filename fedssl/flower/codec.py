@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
@@ -16,6 +16,7 @@ from fedssl.parts import Arrays
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 WEIGHT = "num-examples"  # the key by which Flower's strategies weigh a reply
 KEEPS = "keeps-state"  # in a node's word on itself: whether what its client keeps outlives the node's process
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 Memo = dict[str, float]  # what a strategy's `receive` remembers on a client
 
 
@@ -66,6 +67,34 @@ def encode(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     return record
 
 
+def config_of(content: RecordDict) -> ConfigRecord:
+    """The configuration of an instruction.
+
+    This and its neighbours read the record itself: Flower's views by type are made anew whenever they are asked for.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return _record(content, CONFIG, ConfigRecord)
+
+
+def arrays_of(content: RecordDict) -> ArrayRecord:
+    """The arrays of an instruction or a reply; raises KeyError where there are none."""
+    return _record(content, ARRAYS, ArrayRecord)
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """The numbers of a reply; raises KeyError where there are none."""
+    return _record(content, METRICS, MetricRecord)
+
+
+def _record(content: RecordDict, key: str, kind: type[Record]) -> Record:
+    record = content[key]
+    if not isinstance(record, kind):
+        raise KeyError(key)
+    return record
+
+
 def decode(record: ArrayRecord) -> Arrays:
     """A record to arrays; read-only views where the record came from this process."""
     return {key: value.numpy() for key, value in record.items()}
@@ -96,13 +125,14 @@ class ClientState:
     @classmethod
     def load(cls, context: Context) -> ClientState:
         """Read the state of a Flower context; an empty one belongs to a client that never trained."""
-        if "memo" not in context.state:
+        state = context.state
+        if "memo" not in state:
             return cls()
-        memo: dict[str, Any] = dict(context.state.config_records["memo"])
+        memo: dict[str, Any] = dict(_record(state, "memo", ConfigRecord))
         last = int(memo.pop("round"))
-        records = context.state.array_records
-        local, mine, residual, rows = (decode(records[name]) for name in ("local", "mine", "residual", "examples"))
-        spent = context.state.config_records["ledger"]
+        kept = ("local", "mine", "residual", "examples")
+        local, mine, residual, rows = (decode(_record(state, name, ArrayRecord)) for name in kept)
+        spent = _record(state, "ledger", ConfigRecord)
         return cls(local, mine, memo, last, residual, str(spent["text"]), str(spent.get("own", "")), rows)
 
     @staticmethod

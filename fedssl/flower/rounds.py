@@ -69,7 +69,7 @@ def instruct(messages: Iterable[Message], pack: Callable[[Arrays], Arrays]) -> i
     for message in messages:
         content = message.content
         if id(content) not in sizes:
-            arrays = codec.decode(content.array_records[codec.ARRAYS])
+            arrays = codec.decode(codec.arrays_of(content))
             packed = pack(arrays)
             if packed is not arrays:
                 content[codec.ARRAYS] = codec.encode(packed)

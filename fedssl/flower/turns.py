@@ -44,7 +44,7 @@ def instruct(message: Message, turn: Turn, at: int, history: History) -> None:
         return
     content = dict(message.content)
     told = {"begun": turn.start + 1, "work": turn.work, "made": history.made(turn.start)}
-    content[codec.CONFIG] = ConfigRecord({**message.content.config_records[codec.CONFIG], **told})
+    content[codec.CONFIG] = ConfigRecord({**codec.config_of(message.content), **told})
     if turn.staleness(at):
         content[codec.ARRAYS] = codec.encode(history.models[turn.start])
     message.content = RecordDict(content)
@@ -88,7 +88,7 @@ def catch_up(
         turn = turns[reply.metadata.src_node_id]
         factor = scale(turn.staleness(at))
         if turn.staleness(at) or factor != 1:
-            sent = codec.decode(reply.content.array_records[codec.ARRAYS])
+            sent = codec.decode(codec.arrays_of(reply.content))
             weights = {key: value for key, value in sent.items() if part_of(key) not in summaries}
             seen = sent | rebase(weights, history.models[turn.start], now, factor)
             reply.content[codec.ARRAYS] = codec.encode(seen)

@@ -41,10 +41,10 @@ class Liars:
         client = int(context.node_config["partition-id"])
         if client not in self.clients or not reply.has_content() or message.metadata.message_type != TRAIN:
             return reply
-        config = message.content.config_records[codec.CONFIG]
+        config = codec.config_of(message.content)
         job, at = parse(str(config["job"])), int(config["server-round"])
-        start = codec.decode(message.content.array_records[codec.ARRAYS])
-        sent = codec.decode(reply.content.array_records[codec.ARRAYS])
+        start = codec.decode(codec.arrays_of(message.content))
+        sent = codec.decode(codec.arrays_of(reply.content))
         floats = [key for key, value in sent.items() if start[key].dtype.kind == "f"]
         honest = {key: sent[key] - start[key] if job.aggregation.each else sent[key] for key in floats}
         rng = seeds.stream(job.seed, "attack", client, "round", at)

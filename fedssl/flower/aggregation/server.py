@@ -160,7 +160,7 @@ class Server:
             words = untold(self._session.told(client_of[message.metadata.dst_node_id]))
             key = (id(message.content), *sorted(words.items()))
             if words and key not in shared:
-                config = ConfigRecord({**message.content.config_records[codec.CONFIG], **words})
+                config = ConfigRecord({**codec.config_of(message.content), **words})
                 shared[key] = RecordDict({**message.content, codec.CONFIG: config})
             message.content = shared.get(key, message.content)
 
@@ -181,7 +181,7 @@ class Server:
         for reply in replies:
             client = client_of[reply.metadata.src_node_id]
             try:
-                session.add(client, codec.decode(reply.content.array_records[codec.ARRAYS]))
+                session.add(client, codec.decode(codec.arrays_of(reply.content)))
             except ProtocolError as error:
                 refuse(client, str(error))
                 continue
@@ -212,7 +212,7 @@ class Server:
         for reply in exchange(self.grid, messages, self.job.federation.timeout_s):
             client = clients[reply.metadata.src_node_id]
             if reply.has_content():
-                answers[client] = dict(reply.content.config_records[codec.CONFIG])  # type: ignore[arg-type]
+                answers[client] = dict(codec.config_of(reply.content))  # type: ignore[arg-type]
             else:
                 self.silent[client] = reason(reply.error.reason)
         for client in questions.keys() - answers.keys():

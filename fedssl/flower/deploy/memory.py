@@ -30,7 +30,10 @@ def restore(config: Config, context: Context, client: int, at: int) -> None:
             (state_files.read(path, _key(context)) if path else ClientState()).save(context)
         except FedsslError as error:
             raise ResumeError(f"client {client}: {str(error).replace(str(folder.parent), 'its state-dir')}") from error
-    last, state = int(config.get("last", 0)), ClientState.load(context)
+    last = int(config.get("last", 0))
+    if not last:
+        return
+    state = ClientState.load(context)
     if state.round < last and (state.round or state.empty):
         where = "its state-dir has lost" if folder is not None else "its node has no state-dir and has forgotten"
         raise ResumeError(
@@ -45,8 +48,11 @@ def keep(config: Config, context: Context, client: int) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    folder, state = _folder(config, context), ClientState.load(context)
-    if folder is not None and not state.empty:
+    folder = _folder(config, context)
+    if folder is None:
+        return
+    state = ClientState.load(context)
+    if not state.empty:
         state_files.write(folder, client, state, _key(context))
         state_files.prune(folder, [client], int(config["checkpoint"]))
 

@@ -27,7 +27,7 @@ def remind(run: Running, message: Message, client: int) -> None:
     if last and isinstance(run.nodes, Roster) and run.state_dir is None and _stateful(run):
         told = {"last": last if run.aggregation.each else 1}  # the others' rows do not tell whether they took a step
         content = dict(message.content)
-        content[codec.CONFIG] = ConfigRecord({**message.content.config_records[codec.CONFIG], **told})
+        content[codec.CONFIG] = ConfigRecord({**codec.config_of(message.content), **told})
         message.content = RecordDict(content)
 
 

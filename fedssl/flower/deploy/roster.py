@@ -111,7 +111,7 @@ class Roster(Mapping[int, int]):
                 self._refused[node] = reason(reply.error.reason)
                 continue
             self._refused.pop(node, None)
-            said = reply.content.metric_records[codec.METRICS]
+            said = codec.metrics_of(reply.content)
             client = int(cast(int, said["partition-id"]))
             self._client_of[node] = client
             if said.get(codec.KEEPS):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 
 from fedssl import tree
 from fedssl.errors import ProtocolError
@@ -49,7 +49,7 @@ def admit(
             not finite or too far away.
     """
     metrics = numbers(reply, client)
-    if codec.WEIGHT not in metrics or codec.ARRAYS not in reply.content.array_records:
+    if codec.WEIGHT not in metrics or not isinstance(reply.content.get(codec.ARRAYS), ArrayRecord):
         raise ProtocolError(
             f"client {client} replied without {codec.ARRAYS!r} or {codec.WEIGHT!r}: it does not run this ClientApp"
         )
@@ -86,9 +86,12 @@ def numbers(reply: Message, client: int) -> dict[str, float | int]:
     Raises:
         ProtocolError: there are none, or they name another client.
     """
-    if codec.METRICS not in reply.content.metric_records:
-        raise ProtocolError(f"client {client} replied without {codec.METRICS!r}: it does not run this ClientApp")
-    found = {key: cast(float, value) for key, value in reply.content.metric_records[codec.METRICS].items()}
+    try:
+        found = {key: cast(float, value) for key, value in codec.metrics_of(reply.content).items()}
+    except KeyError:
+        raise ProtocolError(
+            f"client {client} replied without {codec.METRICS!r}: it does not run this ClientApp"
+        ) from None
     if int(found.get("partition-id", client)) != client:
         raise ProtocolError(f"client {client} says that it is client {found['partition-id']}: it is refused")
     return found
@@ -105,7 +108,7 @@ def read(reply: Message, client: int, expected: int) -> Arrays:
     Raises:
         ProtocolError: they are too long or cannot be read.
     """
-    record = reply.content.array_records[codec.ARRAYS]
+    record = codec.arrays_of(reply.content)
     size = sum(array.nbytes if isinstance(array, LazyArray) else len(array.data) for array in record.values())
     if size > _TIMES * expected + _SPARE:
         raise ProtocolError(f"client {client} sent {size:,} bytes where {expected:,} were asked for: they are refused")

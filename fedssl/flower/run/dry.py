@@ -142,7 +142,7 @@ def take(job: Job, data_dir: str = "") -> Turn:
                 1 + more
             )  # whose update is like that of a whole round: a first step may move nothing
     step = max(0.0, many - one) / more if more else one
-    up = codec.decode(sent.content.array_records[codec.ARRAYS])
+    up = codec.decode(codec.arrays_of(sent.content))
     return Turn(
         client, examples, steps, memory(device), before, step, max(0.0, one - step),
         sum(value.nbytes for value in arrays.values()), sum(value.nbytes for value in up.values()),
