@@ -1,52 +1,90 @@
-"""How to use the cores for small models: many clients at a time, or many torch threads a client. Measured."""
+"""How to use the cores for small models: clients side by side, as threads or processes, or torch threads a client."""
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 _SECONDS = 0.4  # of each trial
-_BATCH, _WIDTH = 8, 8
+_BATCH, _WIDTH, _SIZE = 4, 8, 16
 
 
-def trials(cores: int) -> list[tuple[int, int]]:
-    """(workers, threads) that use all cores, and one thread alone."""
-    middle = [(cores // 2, 2)] if cores >= 4 else []
-    return [(1, 1), (cores, 1), *middle, (1, cores)]
+class Trial(NamedTuple):
+    """A way to train clients: `workers` of an engine, with so many torch threads each."""
+
+    engine: str
+    workers: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"engine={self.engine} engine.workers={self.workers} threads={self.threads}"
 
 
-def steps_a_second(workers: int, threads: int, seconds: float = _SECONDS) -> float:
+def trials(cores: int) -> list[Trial]:
+    """One thread alone, and what uses all cores."""
+    middle = [Trial("in_process", cores // 2, 2)] if cores >= 4 else []
+    forks = [Trial("processes", cores, 1)] if sys.platform == "linux" else []
+    return [Trial("in_process", 1, 1), Trial("in_process", cores, 1), *forks, *middle, Trial("in_process", 1, cores)]
+
+
+def steps_a_second(trial: Trial, seconds: float = _SECONDS) -> float:
     """Training steps of a small four-convolution encoder, of all workers together."""
     import torch
 
-    from fedssl.modalities.encoders import Conv4
-
-    x = torch.rand(_BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
-
-    def work(_: int) -> int:
-        torch.set_num_threads(threads)  # each thread has its own
-        (encoder, _), steps = Conv4(_WIDTH).make((3, 32, 32)), 0
-        encoder(x).square().mean().backward()  # the first one pays for what is made once
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            encoder(x).square().mean().backward()
-            steps += 1
-        return steps
-
+    if trial.engine == "processes":
+        return sum(_in_processes(trial.workers, seconds)) / seconds
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            return sum(pool.map(work, range(workers))) / seconds
+        with ThreadPoolExecutor(trial.workers) as pool:
+            return sum(pool.map(lambda _: _steps(trial.threads, seconds), range(trial.workers))) / seconds
     finally:
         torch.set_num_threads(before)
 
 
+def _steps(threads: int, seconds: float) -> int:
+    """How many steps this thread takes."""
+    import torch
+
+    from fedssl.modalities.encoders import Conv4
+
+    torch.set_num_threads(threads)  # each thread has its own
+    x = torch.rand(_BATCH, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(0))
+    (encoder, _), steps = Conv4(_WIDTH).make((3, _SIZE, _SIZE)), 0
+    encoder(x).square().mean().backward()  # the first one pays for what is made once
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        encoder(x).square().mean().backward()
+        steps += 1
+    return steps
+
+
+def _in_processes(count: int, seconds: float) -> list[int]:
+    """How many steps each of some forked processes takes."""
+
+    def work(end: Connection) -> None:
+        end.send_bytes(str(_steps(1, seconds)).encode())
+
+    fork, pipes = multiprocessing.get_context("fork"), [multiprocessing.Pipe(duplex=False) for _ in range(count)]
+    children = [fork.Process(target=work, args=(end,), daemon=True) for _, end in pipes]
+    for child in children:
+        child.start()
+    taken = [int(start.recv_bytes()) for start, _ in pipes]
+    for child, (start, end) in zip(children, pipes, strict=True):
+        child.join()
+        start.close()
+        end.close()
+    return taken
+
+
 def advice(cores: int, busy: float) -> str:
     """What is fastest here and now, with the numbers; `busy` is the load of the machine before."""
-    speeds = {trial: steps_a_second(*trial) for trial in trials(cores)}
-    workers, threads = max(speeds, key=lambda trial: speeds[trial])
-    told = ", ".join(f"{w} x {t} {speed:.0f}" for (w, t), speed in speeds.items())
+    speeds = {trial: steps_a_second(trial) for trial in trials(cores)}
+    best = max(speeds, key=lambda trial: speeds[trial])
+    short = {"in_process": "threads", "processes": "processes"}
+    told = ", ".join(f"{t.workers} {short[t.engine]} x {t.threads} {speed:.0f}" for t, speed in speeds.items())
     doubt = f"; the machine was busy (load {busy:.1f}): measure again when it is not" if busy > cores / 2 else ""
-    return (
-        f"engine.workers={workers} threads={threads} is fastest now (workers x threads, steps a second: {told}){doubt}"
-    )
+    return f"{best} is fastest now (workers x torch threads, steps a second: {told}){doubt}"

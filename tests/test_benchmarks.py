@@ -40,7 +40,7 @@ def test_quick_comparison_of_engines(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert engines.main(["--quick", "--out", str(tmp_path)], once) == 0
     result = json.loads((tmp_path / "engines.json").read_text())
     assert [row["system"] for row in result["rows"]] == LOCAL
-    assert [row["system"] for row in result["empty"]] == ["merge alone", *LOCAL[1:]]
+    assert [row["system"] for row in result["empty"]] == ["merge alone", f"{LOCAL[1]}, nothing merged", *LOCAL[1:]]
     assert re.fullmatch("[0-9a-f]{64}", result["sha256"])
     assert {run["sha256"] for run in result["runs"]} == {result["sha256"]}
     for run in result["runs"]:

@@ -204,12 +204,19 @@ def test_list_and_doctor(finished: Path) -> None:
 
 def test_doctor_names_the_fastest_use_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
-    assert threads.steps_a_second(2, 1, seconds=0.05) > 0
+    here = threads.trials(2)
+    assert all(threads.steps_a_second(trial, seconds=0.05) > 0 for trial in here)
     assert torch.get_num_threads() == before
-    assert threads.trials(2) == [(1, 1), (2, 1), (1, 2)]
+    assert [trial[1:] for trial in here if trial.engine == "in_process"] == [(1, 1), (2, 1), (1, 2)]
+    assert [trial[1:] for trial in here if trial.engine == "processes"] == [(2, 1)] * (sys.platform == "linux")
     speeds = {(1, 1): 10.0, (8, 1): 40.0, (4, 2): 50.0, (1, 8): 5.0}
-    monkeypatch.setattr(threads, "steps_a_second", lambda *trial: speeds[trial])
-    assert threads.advice(8, busy=0.5).startswith("engine.workers=4 threads=2 is fastest")
+    monkeypatch.setattr(
+        threads, "steps_a_second", lambda trial: speeds[trial[1:]] * (1 + (trial.engine == "processes"))
+    )
+    if sys.platform == "linux":
+        assert threads.advice(8, busy=0.5).startswith("engine=processes engine.workers=8 threads=1 is fastest")
+    monkeypatch.setattr(threads, "steps_a_second", lambda trial: speeds[trial[1:]])
+    assert threads.advice(8, busy=0.5).startswith("engine=in_process engine.workers=4 threads=2 is fastest")
     assert "busy" not in threads.advice(8, busy=0.5)
     assert "busy (load 7.0): measure again" in threads.advice(8, busy=7.0)
 
