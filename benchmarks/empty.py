@@ -18,9 +18,9 @@ from fedssl import tree
 from fedssl.flower import codec
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import exchange
+from fedssl.job.setup import build_model
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays
-from fedssl.setup import build_model
 from strategies.fedavg import FedAvg
 
 EMPTY = {  # name: worker threads, 0 = no engine, None = Ray

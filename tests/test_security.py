@@ -29,12 +29,12 @@ from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.run import trust
 from fedssl.job import Job
+from fedssl.job.setup import data_of, initial_model, shares_of
 from fedssl.parts import Arrays
 from fedssl.privacy.example_dp import ExampleDP
 from fedssl.privacy.ledger import Ledger
 from fedssl.privacy.secagg import participant
 from fedssl.privacy.spending import pay
-from fedssl.setup import data_of, initial_model, shares_of
 from simulations.attacks import liars
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,11 +14,12 @@ import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
-from fedssl import partition, payload, tree
+from fedssl import partition, tree
 from fedssl.aggregation.base import Memory
 from fedssl.aggregation.plain import Plain
 from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
+from fedssl.evaluation.monitor import Monitor
 from fedssl.flower import checks, codec, state_files, strategy_state, turns
 from fedssl.flower.aggregation.server import Server
 from fedssl.flower.deploy import reminders
@@ -29,17 +30,16 @@ from fedssl.flower.rule import PartRule, Trainer
 from fedssl.flower.run.claims import claims, so_far
 from fedssl.flower.run.finish import finish
 from fedssl.flower.run.running import Running
-from fedssl.job import Job
+from fedssl.job import Job, payload
+from fedssl.job.provenance import manifest
+from fedssl.job.setup import data_of, device_of, initial_model, shares_of, untrained, workshop_of
+from fedssl.job.shards import described, parts_of
 from fedssl.model import layout_of, to_arrays
-from fedssl.monitor import Monitor
 from fedssl.participation.base import Attendance, Turn
 from fedssl.parts import Arrays, Share
 from fedssl.privacy import statement
 from fedssl.progress import Reporter
-from fedssl.provenance import manifest
 from fedssl.rundir import Checkpoint, RunDirectory, split_table
-from fedssl.setup import data_of, device_of, initial_model, shares_of, untrained, workshop_of
-from fedssl.shards import described, parts_of
 
 
 @cache

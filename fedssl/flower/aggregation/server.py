@@ -20,7 +20,7 @@ from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.rounds import exchange, reason
 from fedssl.job import Job
 from fedssl.model import Model
-from fedssl.norms import variance_keys
+from fedssl.networks.norms import variance_keys
 from fedssl.participation.base import Attendance
 from fedssl.parts import Arrays
 from fedssl.privacy import statement

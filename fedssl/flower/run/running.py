@@ -11,10 +11,10 @@ import torch
 from flwr.serverapp import Grid
 
 from fedssl.evaluation import Evaluator
+from fedssl.evaluation.monitor import Monitor
 from fedssl.flower import turns
 from fedssl.flower.aggregation.server import Server
 from fedssl.job import Job
-from fedssl.monitor import Monitor
 from fedssl.parts import Share
 from fedssl.privacy.accountant import Release
 from fedssl.progress import Reporter
