@@ -22,8 +22,8 @@ from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.flower import codec
 from fedssl.flower.client_app import app
+from fedssl.flower.exchange import instruct
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import instruct
 from fedssl.job import Job, payload
 from fedssl.job.setup import build_model
 from fedssl.method import Sizes

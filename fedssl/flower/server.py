@@ -24,12 +24,13 @@ from fedssl.flower import checks, codec, state_files, strategy_state, turns
 from fedssl.flower.aggregation.server import Server
 from fedssl.flower.deploy import reminders
 from fedssl.flower.deploy.roster import Roster, present, roster
+from fedssl.flower.exchange import CohortGrid, exchange, instruct
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import CohortGrid, Tally, exchange, instruct
 from fedssl.flower.rule import PartRule, Trainer
 from fedssl.flower.run.claims import claims, so_far
 from fedssl.flower.run.finish import finish
 from fedssl.flower.run.running import Running
+from fedssl.flower.run.tally import Tally
 from fedssl.job import Job, payload
 from fedssl.job.provenance import manifest
 from fedssl.job.setup import data_of, device_of, initial_model, shares_of, untrained, workshop_of
