@@ -91,7 +91,7 @@ NAMES = (
     *("os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "posix.system", "importlib.import_module"),
     *("fedssl.files.os", "fedssl.files.write_text", "fedssl.files.Path", "fedssl.build.load", "fedssl.build.construct"),
     *("fedssl.config.hydra_compose", "fedssl.datasets.cifar.pickle", "fedssl.datasets.cifar.unpickle"),
-    *("fedssl.flower.server.partial", "fedssl.rundir.RunDirectory", "fedssl.rundir.shutil.rmtree"),
+    *("fedssl.flower.run.merging.partial", "fedssl.rundir.RunDirectory", "fedssl.rundir.shutil.rmtree"),
     *("simulations.cli.main", "simulations.attacks.poison.SignFlip", "simulations.attacks.backdoor.Backdoor"),
     *("flwr.serverapp.strategy.fedavg.aggregate_arrayrecords", "flwr.server.start_server", "fedsslx.evil", "fedssl"),
     *("strategies/../os.system", "..os.system", ".os", "", "fedssl.files.", "fedssl..files"),
