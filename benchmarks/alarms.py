@@ -23,9 +23,10 @@ import torch
 from benchmarks.broken import Case, healthy, provoked
 from benchmarks.machine import machine
 from benchmarks.pages import put
-from fedssl import config, payload
-from fedssl.alarms import judge
+from fedssl import config
 from fedssl.files import write_json
+from fedssl.job import payload
+from fedssl.measures.alarms import judge
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 

@@ -23,9 +23,9 @@ from fedssl import config
 from fedssl.evaluation import Evaluator
 from fedssl.export import load_encoder
 from fedssl.files import write_json
+from fedssl.job.setup import data_of, device_of
 from fedssl.model import to_arrays
 from fedssl.progress import Reporter
-from fedssl.setup import data_of, device_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "compression.json"

@@ -17,11 +17,11 @@ from flwr.serverapp import Grid, ServerApp
 from benchmarks.workload import BARE, LIMIT_S, Work
 from fedssl import tree
 from fedssl.flower import codec
+from fedssl.flower.exchange import exchange
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import exchange
+from fedssl.job.setup import build_model
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays
-from fedssl.setup import build_model
 from strategies.fedavg import FedAvg
 
 EMPTY = {  # name: what hands the messages to how many workers

@@ -22,12 +22,12 @@ from benchmarks.pages import put
 from benchmarks.speed import table
 from benchmarks.workload import BARE, ROOT, Work
 from fedssl import seeds
-from fedssl.acceleration import accelerate
 from fedssl.client import optimizer_for
 from fedssl.files import write_json
+from fedssl.job.setup import build_model
 from fedssl.method import Batch, Step
-from fedssl.norms import commit_statistics
-from fedssl.setup import build_model
+from fedssl.networks.acceleration import accelerate
+from fedssl.networks.norms import commit_statistics
 
 COMMAND = "python -m benchmarks.fast_steps"
 RESULTS = ROOT / "benchmarks" / "results" / "fast_steps.json"

@@ -26,10 +26,10 @@ from benchmarks.pages import put
 from fedssl import config
 from fedssl.files import write_json
 from fedssl.job import Job
+from fedssl.job.setup import build_model, shares_of
 from fedssl.method import Batch, Step
 from fedssl.parts import Share
 from fedssl.progress import Reporter
-from fedssl.setup import build_model, shares_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"

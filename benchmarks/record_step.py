@@ -25,11 +25,11 @@ from benchmarks.machine import machine
 from fedssl import config, seeds
 from fedssl.files import write_json
 from fedssl.gradient import PlainGradient
+from fedssl.job.setup import build_model, data_of
 from fedssl.method import Batch, Step
 from fedssl.model import Model
 from fedssl.privacy.example_dp import ExampleDP
 from fedssl.privacy.per_record import Engine
-from fedssl.setup import build_model, data_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "record_step.json"
 RECORDS, STEP = 64, Step(1, 2, 0, 2)

@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks.engines import EXACT
 from benchmarks.pages import put
 from benchmarks.workload import BARE, BY_HAND, RAY, ROOT, SYSTEMS
-from fedssl.figures import COLOURS, HATCHES, image, new, styled
 from fedssl.files import write_bytes, write_text
+from fedssl.report.figures import COLOURS, HATCHES, image, new, styled
 
 COMMAND = "python -m benchmarks, {}"  # marks the places in the pages
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"

@@ -14,8 +14,8 @@ import torch
 from benchmarks.workload import BARE, Work, flop
 from fedssl import seeds
 from fedssl.client import optimizer_for
+from fedssl.job.setup import build_model
 from fedssl.method import Batch, Step
-from fedssl.setup import build_model
 
 SECONDS = 1.5  # spent on each thing that is timed
 STEP = Step(1, 1, 0, 1)

@@ -34,11 +34,11 @@ from fedssl.config import Plan
 from fedssl.datasets.base import Shard
 from fedssl.gradient import PlainGradient
 from fedssl.job import Job, split
+from fedssl.job.setup import build_model
 from fedssl.method import Batch, Step
 from fedssl.model import load_arrays, to_arrays
 from fedssl.parts import Arrays
 from fedssl.progress import Reporter
-from fedssl.setup import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 BARE, BY_HAND, RAY = "bare loop", "FedAvg by hand", "ray, 2 cpus"

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from fedssl import schedules, seeds
-from fedssl.acceleration import accelerate
 from fedssl.cohort import seats
 from fedssl.diagnostics import feature_std
 from fedssl.edge.allowance import Allowance
 from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
+from fedssl.measures.movement import Movement
 from fedssl.method import Augment, Batch, Examples, LossOutput, MultiCrop, SSLMethod, Step, View
 from fedssl.model import Model, derive
-from fedssl.movement import Movement
-from fedssl.norms import commit_statistics, discard_statistics
-from fedssl.recompute import recomputing
+from fedssl.networks.acceleration import accelerate
+from fedssl.networks.norms import commit_statistics, discard_statistics
+from fedssl.networks.recompute import recomputing
 
 
 @dataclass(frozen=True)

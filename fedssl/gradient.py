@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedssl.errors import ConfigError
 from fedssl.method import Augment, Batch, Examples, LossOutput, SSLMethod, Step, View
 from fedssl.model import Model
-from fedssl.norms import has_batch_norm
+from fedssl.networks.norms import has_batch_norm
 
 
 class GradientTransform(Protocol):

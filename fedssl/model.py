@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedssl import seeds
 from fedssl.errors import ProtocolError
-from fedssl.norms import is_norm
+from fedssl.networks.norms import is_norm
 from fedssl.parts import Arrays, Layout, Part
 
 Model = nn.ModuleDict  # its keys are the names of the parts

@@ -11,8 +11,8 @@ from fedssl import config
 from fedssl.config import Plan
 from fedssl.errors import ConfigError
 from fedssl.progress import Reporter
-from fedssl.record import Record
 from fedssl.report import finish_report
+from fedssl.report.record import Record
 from fedssl.tracking import followed
 
 

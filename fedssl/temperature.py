@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedssl.errors import ConfigError
-from fedssl.similarity import product, ready_for, wide
+from fedssl.losses.similarity import product, ready_for, wide
 from fedssl.theory.temperatures import (
     HIGHEST,
     LOWEST,

@@ -14,13 +14,13 @@ from fedssl import seeds
 from fedssl.client import Local, fit
 from fedssl.errors import ConfigError
 from fedssl.gradient import PlainGradient, balanced_batches
-from fedssl.keys import keys_of, outputs_of
+from fedssl.losses.similarity import unit
 from fedssl.method import Augment, Examples, SSLMethod
 from fedssl.modalities.pairs import two_modalities
 from fedssl.model import Model, load_arrays, to_arrays
-from fedssl.norms import commit_statistics, discard_statistics
+from fedssl.networks.keys import keys_of, outputs_of
+from fedssl.networks.norms import commit_statistics, discard_statistics
 from fedssl.parts import Arrays, part_of
-from fedssl.similarity import unit
 
 STUDENT = ("encoder", "projector")  # the parts that a server's own model learns
 

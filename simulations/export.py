@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedssl.card import model_card
 from fedssl.errors import ConfigError
 from fedssl.export import PretrainedEncoder, describe, load_encoder
+from fedssl.export.card import model_card
+from fedssl.export.portable import to_onnx
 from fedssl.files import array_bytes, read_arrays, write_bytes, write_json, write_text
 from fedssl.modalities.pairs import SIDES
-from fedssl.portable import to_onnx
-from fedssl.record import Record
+from fedssl.report.record import Record
 from fedssl.rundir import RunDirectory
 from simulations.words import read
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fedssl.charts import Line, Panel, chart
 from fedssl.errors import ConfigError
-from fedssl.figures import save
 from fedssl.privacy.audit.attacks import CONFIDENCE, Attack, Finding, attacks, finding, paired_bound
 from fedssl.privacy.audit.roc import curve, p_value
+from fedssl.report.charts import Line, Panel, chart
+from fedssl.report.figures import save
 from fedssl.rundir import RunDirectory
 from simulations.audits import canaries, inversion_demo, shadow_runs
 from simulations.audits.target import Claim, Run

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from fedssl import config, payload
-from fedssl.setup import data_of, device_of
-from fedssl.shards import parts_of
+from fedssl import config
+from fedssl.job import payload
+from fedssl.job.setup import data_of, device_of
+from fedssl.job.shards import parts_of
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import torch
 
-from fedssl.charts import Line, Panel, chart
-from fedssl.comparison import compare
 from fedssl.config import Plan
-from fedssl.corruptions import KINDS, SEVERITIES
 from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
 from fedssl.export import load_encoder
-from fedssl.figures import FORMATS, publish, save
+from fedssl.job.setup import data_of, device_of
+from fedssl.measures.corruptions import KINDS, SEVERITIES
 from fedssl.model import to_arrays
 from fedssl.parts import Arrays
-from fedssl.record import begun
 from fedssl.report import finish_report
-from fedssl.run_figures import drawings
+from fedssl.report.charts import Line, Panel, chart
+from fedssl.report.comparison import compare
+from fedssl.report.figures import FORMATS, publish, save
+from fedssl.report.record import begun
+from fedssl.report.run_figures import drawings
 from fedssl.rundir import RunDirectory
-from fedssl.setup import data_of, device_of
 from simulations.words import read
 
 REPORT = "fedssl report RUN [RUN ...] [--out page.html] [--figures FOLDER] [--format pdf,svg,png]"

@@ -11,7 +11,7 @@ from fedssl import config, simulation
 from fedssl.config import Plan
 from fedssl.errors import ConfigError
 from fedssl.progress import Reporter, duration
-from fedssl.record import Record
+from fedssl.report.record import Record
 from fedssl.rundir import RunDirectory
 from simulations.sweeps import command as sweep
 from simulations.sweeps.application import application

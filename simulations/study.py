@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedssl import charts, config, figures, page
+from fedssl import config
 from fedssl.build import build
 from fedssl.errors import ConfigError
 from fedssl.files import write_json, write_text
 from fedssl.progress import Reporter, duration
+from fedssl.report import charts, figures, page
 from simulations.studies.base import Bench, Finding, Outcome, Study
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedssl.clustering import global_centroids
 from fedssl.errors import ConfigError
+from fedssl.methods.common.clustering import global_centroids
 from fedssl.parts import Arrays
 from strategies import rules
 from strategies.base import PartStrategy, Update

@@ -12,14 +12,14 @@ from conftest import tiny
 from test_cohort import job_of, trainings
 
 from fedssl import config
-from fedssl.acceleration import accelerate
 from fedssl.client import Training, fit
 from fedssl.errors import ConfigError
 from fedssl.gradient import PlainGradient
 from fedssl.job import Job
+from fedssl.job.setup import build_model, data_of
+from fedssl.job.shards import shard_of
 from fedssl.model import tensors
-from fedssl.setup import build_model, data_of
-from fedssl.shards import shard_of
+from fedssl.networks.acceleration import accelerate
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++, which is not here")

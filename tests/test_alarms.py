@@ -12,13 +12,13 @@ from conftest import execute
 from test_laws import interrupted
 
 from benchmarks import broken
-from fedssl import alarms, collapse_figures, figures
-from fedssl.alarms import REMEDIES, judge
 from fedssl.config import Plan
+from fedssl.measures import alarms
+from fedssl.measures.alarms import REMEDIES, judge
 from fedssl.methods.byol import BYOL
 from fedssl.progress import Reporter
-from fedssl.record import Record, collapse_checks
-from fedssl.report import finish_report
+from fedssl.report import collapse_figures, figures, finish_report
+from fedssl.report.record import Record, collapse_checks
 from fedssl.rundir import RunDirectory
 
 Compose = Callable[..., Plan]

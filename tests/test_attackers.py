@@ -18,10 +18,10 @@ from fedssl.aggregation.bounded import Bounded
 from fedssl.build import load
 from fedssl.errors import ConfigError, ProtocolError
 from fedssl.flower import codec
+from fedssl.job.setup import data_of, initial_model
 from fedssl.model import load_arrays
 from fedssl.participation.synchronous import Synchronous
 from fedssl.parts import Arrays
-from fedssl.setup import data_of, initial_model
 from simulations import study
 from simulations.attacks import liars
 from simulations.attacks.backdoor import TRIGGER, Backdoor, triggered

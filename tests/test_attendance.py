@@ -29,12 +29,12 @@ from fedssl.flower.rule import Own, PartRule
 from fedssl.flower.server import federate
 from fedssl.gradient import PlainGradient
 from fedssl.job import Job
+from fedssl.job.setup import build_model, public_of, shares_of
 from fedssl.model import Model, layout_of, to_arrays
 from fedssl.participation.base import Turn
 from fedssl.parts import Arrays, part_of
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
-from fedssl.setup import build_model, public_of, shares_of
 
 Compose = Callable[..., Plan]
 

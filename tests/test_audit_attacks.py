@@ -13,6 +13,7 @@ from fedssl.datasets.base import Shard
 from fedssl.datasets.digits import Digits
 from fedssl.datasets.halved import Halved, coins
 from fedssl.errors import ConfigError
+from fedssl.job.setup import public_of
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.modalities.images import ImageViews
 from fedssl.model import Model, seed_parameters, to_arrays
@@ -22,7 +23,6 @@ from fedssl.privacy.audit.inversion import gradient_of, invert, judged, psnr
 from fedssl.privacy.audit.membership import Attacked, cosines, statistics, trained
 from fedssl.privacy.audit.roc import area, rate_at
 from fedssl.privacy.audit.shadows import excess, likelihood_ratio
-from fedssl.setup import public_of
 
 # Statistics of a model
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from conftest import execute, tiny
 
-from fedssl import config, shards
+from fedssl import config
 from fedssl.datasets.base import Data
 from fedssl.errors import ConfigError, ResumeError
+from fedssl.job import shards
 from fedssl.rundir import RunDirectory
 from simulations import inspect_audit
 from simulations.audits import canaries, inversion_demo

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fedssl.baselines import central
 from fedssl.client import FitResult
 from fedssl.config import Plan
+from fedssl.evaluation.baselines import central
 from fedssl.job import split
-from fedssl.setup import data_of
+from fedssl.job.setup import data_of
 
 
 @pytest.mark.parametrize("fraction", ["1.0", "0.5"])

@@ -24,8 +24,8 @@ from benchmarks import (
     workload,
 )
 from fedssl import config
+from fedssl.job.setup import build_model
 from fedssl.model import layout_of, to_arrays
-from fedssl.setup import build_model
 
 TINY = workload.Work(clients=3, rounds=2, examples=16, batch_size=8, size=8, width=4)
 LOCAL = [name for name in engines.EXACT if "ray" not in name]

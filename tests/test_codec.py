@@ -31,8 +31,9 @@ from fedssl.errors import ConfigError, ProtocolError, ResumeError
 from fedssl.files import read_arrays, write_arrays
 from fedssl.flower import codec, state_files, strategy_state
 from fedssl.flower.codec import ClientState, LazyArray
+from fedssl.flower.exchange import CohortGrid, exchange
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import CohortGrid, Tally, exchange
+from fedssl.flower.run.tally import Tally
 from fedssl.parts import Arrays
 
 ARRAYS: Arrays = {

@@ -23,9 +23,9 @@ from fedssl.config import Plan
 from fedssl.errors import ConfigError
 from fedssl.gradient import PlainGradient
 from fedssl.job import Job
+from fedssl.job.setup import build_model, data_of, public_of
+from fedssl.job.shards import shard_of
 from fedssl.model import tensors
-from fedssl.setup import build_model, data_of, public_of
-from fedssl.shards import shard_of
 
 CPU = torch.device("cpu")
 # Plain descent: adaptive steps turn the rounding of a gradient that is zero into a whole step.

@@ -15,17 +15,18 @@ from hypothesis import strategies as st
 from test_methods import batch_of, job_of, model_of
 from torch import nn
 
-from fedssl import collapse, config, diagnostics
-from fedssl.collapse import WeightLog
+from fedssl import config, diagnostics
 from fedssl.config import Plan
 from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
+from fedssl.evaluation.monitor import Monitor
+from fedssl.measures import collapse
+from fedssl.measures.collapse import WeightLog
+from fedssl.measures.movement import Movement
+from fedssl.measures.outputs import outputs, readable
 from fedssl.model import ema_
-from fedssl.monitor import Monitor
-from fedssl.movement import Movement
-from fedssl.outputs import outputs, readable
+from fedssl.networks.teacher import TEACHER
 from fedssl.parts import Part
-from fedssl.teacher import TEACHER
 
 Compose = Callable[..., Plan]
 AXES = torch.eye(4)

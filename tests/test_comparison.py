@@ -9,9 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 from test_report import Make, make, read
 
-from fedssl import comparison, figures, page
-from fedssl.configurations import configurations
-from fedssl.record import Record
+from fedssl.report import comparison, figures, page
+from fedssl.report.configurations import configurations
+from fedssl.report.record import Record
 from fedssl.rundir import RunDirectory
 from simulations import cli
 

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fedssl import coding, config, packing, tree
-from fedssl.compression import Compression
+from fedssl import config, tree
+from fedssl.compression import Compression, coding, packing
 from fedssl.errors import ConfigError, ProtocolError
 from fedssl.parts import Arrays
 

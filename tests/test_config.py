@@ -23,7 +23,7 @@ from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
 from fedssl.errors import ConfigError
 from fedssl.job import Job, parse
-from fedssl.sections import Consent, Evaluate, Federation
+from fedssl.job.sections import Consent, Evaluate, Federation
 
 CONF = config.conf_dir()
 GROUP_FILES = sorted(str(p.relative_to(CONF)) for p in CONF.glob("*/*.yaml"))
@@ -146,7 +146,7 @@ def test_every_option_builds(name: str) -> None:
     ],
 )
 def test_wrong_options_get_one_sentence(override: str, sentence: str, tmp_path: Path) -> None:
-    from fedssl.setup import build_model, device_of, shares_of
+    from fedssl.job.setup import build_model, device_of, shares_of
 
     with pytest.raises(ConfigError) as caught:
         job = config.compose([override]).job

@@ -11,8 +11,8 @@ import torch
 from conftest import execute
 
 from fedssl.config import Plan
-from fedssl.corruptions import KINDS, SEVERITIES, corrupt
 from fedssl.errors import ConfigError
+from fedssl.measures.corruptions import KINDS, SEVERITIES, corrupt
 from simulations import inspect_runs
 
 SHAPES = [(6, 3, 8, 8), (6, 1, 28, 28), (6, 9, 128), (2, 1, 5, 7)]

@@ -19,21 +19,21 @@ from test_laws import interrupted, metrics
 from torch import Tensor
 
 from fedssl import config
-from fedssl.clustering import equal_size_clusters, global_centroids, kmeans, sinkhorn
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError, ProtocolError
 from fedssl.flower import state_files
 from fedssl.flower.rule import Own
 from fedssl.job import Job
+from fedssl.job.setup import build_model, shares_of
+from fedssl.losses.similarity import unit
 from fedssl.method import Batch, Step
+from fedssl.methods.common.clustering import equal_size_clusters, global_centroids, kmeans, sinkhorn
 from fedssl.methods.federated.calibre import divergence, prototype_contrast, prototype_entropy
 from fedssl.methods.federated.fedsc import FedSC, shortened
 from fedssl.modalities.images import quarter_turns
 from fedssl.model import Model, to_arrays
 from fedssl.parts import Arrays, Layout
 from fedssl.privacy.release import correlation_sensitivity, gaussian_epsilon, symmetric_noise
-from fedssl.setup import build_model, shares_of
-from fedssl.similarity import unit
 from strategies import rules
 from strategies.base import Update
 from strategies.calibre import Calibre

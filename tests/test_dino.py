@@ -13,11 +13,11 @@ from test_methods import STEP, batch_of, job_of, model_of
 from fedssl.config import Plan
 from fedssl.errors import ConfigError
 from fedssl.flower import state_files
+from fedssl.job.setup import public_of
 from fedssl.losses import dino
 from fedssl.method import Batch, Step
+from fedssl.networks.teacher import Target
 from fedssl.parts import Coupling
-from fedssl.setup import public_of
-from fedssl.teacher import Target
 
 Compose = Callable[..., Plan]
 

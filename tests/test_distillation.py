@@ -21,14 +21,14 @@ from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.export import load_encoder
 from fedssl.flower.rule import Own
-from fedssl.keys import spread
+from fedssl.job.setup import build_model, public_of, workshop_of
 from fedssl.losses import jensen_shannon, kullback_leibler, nt_xent, relations
 from fedssl.method import Batch
+from fedssl.methods.common.wrapper import Once
 from fedssl.model import pairs, tensors, to_arrays
+from fedssl.networks.keys import spread
 from fedssl.parts import Arrays, Layout, Part, Share, part_of, resolve_shares
-from fedssl.setup import build_model, public_of, workshop_of
 from fedssl.workshop import Lesson, ensemble, teach
-from fedssl.wrapper import Once
 from strategies import rules
 from strategies.base import Update
 from strategies.exchange.fedca import FedCA

@@ -24,9 +24,9 @@ from fedssl.flower import codec
 from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.server import federate
+from fedssl.job.setup import build_model
 from fedssl.model import to_arrays
 from fedssl.progress import Reporter
-from fedssl.setup import build_model
 from strategies.fedavg import FedAvg
 
 Compose = Callable[..., Plan]

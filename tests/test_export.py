@@ -20,11 +20,11 @@ import fedssl
 from fedssl import config
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.export import PretrainedEncoder
+from fedssl.export.portable import check_onnx, to_onnx
 from fedssl.modalities.encoders import Conv4, ResNet18
 from fedssl.modalities.encoders1d import Conv1d
 from fedssl.modalities.images import ImageViews
 from fedssl.modalities.timeseries import TimeSeriesViews
-from fedssl.portable import check_onnx, to_onnx
 from simulations.cli import answer
 
 CLAIM = {

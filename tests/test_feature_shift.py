@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedssl import config, partition
-from fedssl.baselines import central
 from fedssl.config import Plan
 from fedssl.datasets.base import Dataset
+from fedssl.datasets.shifted.optics import Optics, gaussian, unit_of
+from fedssl.datasets.shifted.seen import Seen
 from fedssl.datasets.signals.table import Signals
 from fedssl.errors import ConfigError, ProtocolError
+from fedssl.evaluation.baselines import central
 from fedssl.job import Job
+from fedssl.job.setup import data_of
+from fedssl.job.shards import as_seen, described, measured_skew, parts_of, shard_of, statistics, union_of
 from fedssl.modalities.images import LUMA
-from fedssl.optics import Optics, gaussian, unit_of
 from fedssl.partition import Appearance, FeatureShift
-from fedssl.seen import Seen
-from fedssl.setup import data_of
-from fedssl.shards import as_seen, described, measured_skew, parts_of, shard_of, statistics, union_of
 
 CPU = torch.device("cpu")
 EVERYTHING = Appearance(rotation=25.0, blur=0.08, temperature=0.2, gain=-0.1, noise=0.05)

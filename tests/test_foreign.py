@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from fedssl import config
 from fedssl.errors import ConfigError
-from fedssl.foreign import fit_names, read_foreign
+from fedssl.job.setup import data_of, initial_model
 from fedssl.modalities.encoders import ResNet18
 from fedssl.model import load_arrays
-from fedssl.setup import data_of, initial_model
+from fedssl.networks.foreign import fit_names, read_foreign
 
 
 class BasicBlock(nn.Module):

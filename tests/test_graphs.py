@@ -20,18 +20,18 @@ from torch import Tensor, nn
 import fedssl
 from fedssl import config
 from fedssl.config import Plan
-from fedssl.corruptions import corrupt
 from fedssl.datasets.base import Shard
 from fedssl.datasets.graphs.synthetic import KINDS, SyntheticGraphs
 from fedssl.datasets.graphs.table import Graphs, degrees
 from fedssl.datasets.graphs.tu import TuFolder, TuNpz
 from fedssl.errors import ConfigError
 from fedssl.gradient import PlainGradient
+from fedssl.job.setup import build_model
+from fedssl.measures.corruptions import corrupt
 from fedssl.method import Batch, MultiCrop, Step
 from fedssl.modalities.encoders_graph import GIN
 from fedssl.modalities.graphs import GraphBatch, GraphViews, connected
 from fedssl.model import seed_parameters
-from fedssl.setup import build_model
 
 REAL = Path(os.environ.get("FEDSSL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "tu_graphs.npz"
 OFF = GraphViews(node_drop=0, edge_drop=0, feature_mask=0)

@@ -20,6 +20,7 @@ from torch.func import functional_call, grad
 from fedssl import config
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError
+from fedssl.job.setup import build_model
 from fedssl.method import Batch, SSLMethod, Step
 from fedssl.methods.sigmoid import SigmoidPairs
 from fedssl.methods.simclr import SimCLR
@@ -28,7 +29,6 @@ from fedssl.privacy.coupled import groups
 from fedssl.privacy.coupled.group_dp import GroupDP
 from fedssl.privacy.noise import Noise
 from fedssl.privacy.per_record import clipped_sum, trainable
-from fedssl.setup import build_model
 
 Compose = Callable[..., Plan]
 STEP = Step(1, 2, 0, 2)

@@ -23,10 +23,10 @@ from fedssl.flower.codec import ClientState
 from fedssl.flower.deploy.growing import digests, follow, places
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.job import Job
+from fedssl.job.setup import initial_model, shares_of
 from fedssl.model import to_arrays
 from fedssl.privacy.example_dp import ExampleDP
 from fedssl.privacy.spending import pay
-from fedssl.setup import initial_model, shares_of
 
 OWN = ("data=folder", "data.root=", "data.size=8", "data.augment.mean=[0.5]", "data.augment.std=[0.25]")
 SITES = ("partition=sites", "partition.shape=[1,8,8]", "federation.clients=1", "federation.rounds=3")
@@ -102,7 +102,7 @@ def test_a_bank_grows_with_the_folder(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_folder_that_stays_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedssl import setup
+    from fedssl.job import setup
 
     read: list[str] = []
     genuine: Callable[..., Any] = setup.own_data

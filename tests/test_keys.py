@@ -15,7 +15,7 @@ from fedssl import seeds
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.flower import state_files
-from fedssl.keys import KeyBank, KeyQueue
+from fedssl.networks.keys import KeyBank, KeyQueue
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -60,9 +60,9 @@ def test_a_queue_is_never_uploaded(plan: Callable[..., Plan]) -> None:
 
 def test_moco_with_a_collapsed_network_knows_nothing(plan: Callable[..., Plan]) -> None:
     """All keys and queries alike: log(1 + K)."""
+    from fedssl.job.setup import build_model
     from fedssl.method import Batch, Step
     from fedssl.model import derive
-    from fedssl.setup import build_model
 
     job = plan("method=moco", "method.queue=30").job
     model = build_model(job, (3, 8, 8))

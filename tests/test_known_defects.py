@@ -14,7 +14,7 @@ from fedssl.config import Plan
 from fedssl.flower import state_files
 from fedssl.losses import nt_xent
 from fedssl.model import pairs, to_arrays
-from fedssl.teacher import TEACHER, follow
+from fedssl.networks.teacher import TEACHER, follow
 
 Compose = Callable[..., Plan]
 

@@ -156,8 +156,8 @@ def test_kill_minus_nine_at_any_moment(plan: Compose, tmp_path: Path) -> None:
 def test_labels_never_reach_the_training(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from fedssl import setup
     from fedssl.datasets.synthetic import Synthetic
+    from fedssl.job import setup
 
     options = ("partition=iid", "evaluate.every=1")
     ordinary = execute(plan(*options, name="ordinary"))

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from fedssl import config
 from fedssl.config import Plan
-from fedssl.decorrelated import Decorrelated
 from fedssl.errors import ConfigError
 from fedssl.gradient import PlainGradient, cached_backward
 from fedssl.losses import decorrelation
 from fedssl.method import Batch, Step
+from fedssl.methods.common.decorrelated import Decorrelated
 from fedssl.model import pairs, tensors, to_arrays
+from fedssl.networks.teacher import TEACHER, Pace, follow
 from fedssl.parts import Coupling
-from fedssl.teacher import TEACHER, Pace, follow
 
 Compose = Callable[..., Plan]
 

@@ -17,12 +17,12 @@ from fedssl.errors import ConfigError
 from fedssl.evaluation import encode
 from fedssl.gradient import PlainGradient
 from fedssl.job import Job
+from fedssl.job.setup import build_model, public_of, shares_of
 from fedssl.method import Batch, LossOutput, Step
 from fedssl.model import Model, load_arrays, pairs, tensors, to_arrays
-from fedssl.norms import has_batch_norm
+from fedssl.networks.norms import has_batch_norm
 from fedssl.parts import Coupling, Share, part_of
 from fedssl.probes import few_label
-from fedssl.setup import build_model, public_of, shares_of
 
 METHODS = config.options_of("method")
 STEP = Step(round=1, rounds=10, step=0, steps=5)

@@ -14,9 +14,9 @@ from torch import nn
 
 from fedssl import seeds
 from fedssl.errors import ConfigError, ProtocolError
-from fedssl.heads import mlp
 from fedssl.model import derive, ema_, frozen, load_arrays, norm_keys, pairs, seed_parameters, tensors, to_arrays
-from fedssl.norms import KINDS, commit_statistics, is_norm, norm1d, norm2d
+from fedssl.networks.heads import mlp
+from fedssl.networks.norms import KINDS, commit_statistics, is_norm, norm1d, norm2d
 from fedssl.parts import Part, Share
 
 TEACHER = Part("teacher", trainable=False, share=Share.derived, follows=("encoder", "head"))

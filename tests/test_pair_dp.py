@@ -17,6 +17,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from fedssl.config import Plan
 from fedssl.errors import PrivacyError
+from fedssl.losses.similarity import unit
 from fedssl.method import Batch, Sizes, SSLMethod, Step
 from fedssl.methods.sigmoid import SigmoidPairs
 from fedssl.methods.simclr import SimCLR
@@ -32,7 +33,6 @@ from fedssl.privacy.coupled.pair_rules import (
 )
 from fedssl.privacy.noise import Noise
 from fedssl.privacy.per_record import trainable
-from fedssl.similarity import unit
 
 Compose = Callable[..., Plan]
 STEP = Step(1, 2, 0, 2)
@@ -344,7 +344,7 @@ def test_the_live_network_is_looked_at(plan: Compose) -> None:
 
     job = job_of("simclr", "method.norm=group")
     shard = job.data.load().train.shard(np.arange(8), 0)
-    from fedssl.setup import build_model
+    from fedssl.job.setup import build_model
 
     model = build_model(job, job.data.load().train.shape)
     PairDP().admit(job.method, model, shard, job.data.augment)

@@ -10,16 +10,17 @@ import torch
 from conftest import assert_same, company, execute, final_arrays, tiny
 from test_pairs import SHAPE, VIEWS, generator, pair, table
 
-from fedssl import config, retrieval
+from fedssl import config
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, ProtocolError
 from fedssl.export import load_encoder
 from fedssl.gradient import PlainGradient, cached_backward
+from fedssl.job.setup import build_model, untrained
+from fedssl.measures import retrieval
 from fedssl.method import Batch, Step
 from fedssl.modalities.pairs import Pair
 from fedssl.model import load_arrays, to_arrays
 from fedssl.report import finish_report
-from fedssl.setup import build_model, untrained
 from fedssl.tree import ExactMean, PartialMean
 
 STEP = Step(round=1, rounds=10, step=0, steps=5)
@@ -162,7 +163,7 @@ def test_clients_with_one_modality_train_their_tower_and_leave_the_other_alone(t
     assert [row["bytes_up"] for row in rows] == [total, total - sizes["encoder.s"], total - sizes["encoder.first"]]
 
     from fedssl.client import fit
-    from fedssl.shards import shard_of
+    from fedssl.job.shards import shard_of
 
     job, device = plan.job, torch.device("cpu")
     initial = build_model(job, DRAWN)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedssl import config, retrieval
+from fedssl import config
 from fedssl.datasets.paired import Column, Pairs, PairsNpz, SpokenWritten, SyntheticPairs
 from fedssl.errors import ConfigError
+from fedssl.measures import retrieval
 from fedssl.modalities.encoders import Conv4, ResNet18
 from fedssl.modalities.images import ImageViews
 from fedssl.modalities.pairs import Pair, PairViews, Side, TwoTowers

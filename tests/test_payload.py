@@ -17,19 +17,19 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from test_pair_runs import paired_plan
 from torch import nn
 
-from fedssl import config, payload
+from fedssl import config
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.flower import codec
 from fedssl.flower.client_app import app
+from fedssl.flower.exchange import instruct
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import instruct
-from fedssl.job import Job
+from fedssl.job import Job, payload
+from fedssl.job.setup import build_model
 from fedssl.method import Sizes
 from fedssl.methods.simclr import SimCLR
 from fedssl.model import Model, layout_of, to_arrays
 from fedssl.report import finish_report
-from fedssl.setup import build_model
 from simulations.cli import dispatch
 from strategies.fedavg import FedAvg
 

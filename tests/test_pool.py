@@ -14,8 +14,8 @@ import torch
 from fedssl import config, partition
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.flower import checks
+from fedssl.job.shards import parts_of
 from fedssl.progress import Reporter
-from fedssl.shards import parts_of
 
 POOL = 10**6
 

@@ -19,13 +19,13 @@ from fedssl.client import Local
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.gradient import PlainGradient
-from fedssl.keys import KeyBank, KeyQueue
+from fedssl.job.setup import public_of
 from fedssl.method import Batch
+from fedssl.networks.keys import KeyBank, KeyQueue
 from fedssl.parts import Coupling
 from fedssl.privacy import coupling
 from fedssl.privacy.example_dp import ExampleDP
 from fedssl.privacy.per_record import Engine, by_engine, dense, trainable
-from fedssl.setup import public_of
 
 Compose = Callable[..., Plan]
 NAMES = ("simclr", "moco", "instance")

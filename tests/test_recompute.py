@@ -18,9 +18,9 @@ from fedssl.gradient import PlainGradient
 from fedssl.job import Job
 from fedssl.method import Step
 from fedssl.model import to_arrays
-from fedssl.norms import norm2d
+from fedssl.networks.norms import norm2d
+from fedssl.networks.recompute import recomputing
 from fedssl.parts import Arrays
-from fedssl.recompute import recomputing
 
 BATCH_NORM = ("encoder.norm=batch",)
 

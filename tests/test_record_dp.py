@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fedssl import config, seeds
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError
+from fedssl.job.setup import build_model
 from fedssl.method import Batch, SSLMethod, Step
 from fedssl.methods.byol import BYOL
 from fedssl.methods.dino import DINO
@@ -36,7 +37,6 @@ from fedssl.privacy.ledger import Ledger
 from fedssl.privacy.noise import Noise, secure_normal
 from fedssl.privacy.per_record import clipped_sum, dense, norms
 from fedssl.privacy.spending import agree, pay
-from fedssl.setup import build_model
 
 STEP = Step(1, 2, 0, 2)
 Compose = Callable[..., Plan]

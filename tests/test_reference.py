@@ -23,10 +23,11 @@ OURS = ("fedssl", "strategies", "simulations")
 PUBLIC = (  # modules of which every class and function is public
     "fedssl",
     *("fedssl.config", "fedssl.errors", "fedssl.rundir", "fedssl.seeds"),  # runs
-    *("fedssl.method", "fedssl.parts", "fedssl.heads", "fedssl.gradient", "fedssl.temperature", "fedssl.schedules"),
-    *("fedssl.losses", "fedssl.losses.moments", "fedssl.decomposed", "fedssl.theory"),
+    *("fedssl.method", "fedssl.parts", "fedssl.gradient", "fedssl.temperature", "fedssl.schedules"),
+    "fedssl.networks.heads",
+    *("fedssl.losses", "fedssl.losses.moments", "fedssl.losses.decomposed", "fedssl.theory"),
     *("fedssl.datasets.base", "fedssl.partition", "fedssl.duplicates", "fedssl.participation.base"),
-    *("fedssl.diagnostics", "fedssl.probes", "fedssl.retrieval", "fedssl.alarms"),
+    *("fedssl.diagnostics", "fedssl.probes", "fedssl.measures.retrieval", "fedssl.measures.alarms"),
     *("fedssl.privacy.accountant", "fedssl.privacy.release", "fedssl.privacy.audit", "fedssl.privacy.clients.banded"),
     *("strategies.base", "strategies.rules", "simulations.studies.base"),
 )

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from fedssl import comparison, figures, page, record, report, run_figures, split_figures
 from fedssl.errors import ConfigError, ResumeError
+from fedssl.report import comparison, figures, finish_report, page, record, run_figures, split_figures
 from fedssl.rundir import RunDirectory
 
 Make = Callable[..., RunDirectory]
@@ -117,7 +117,7 @@ def make(tmp_path: Path) -> Make:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run with its report."""
     run = write(tmp_path_factory.mktemp("finished"))
-    report.finish_report(run)
+    finish_report(run)
     return run
 
 
@@ -167,7 +167,7 @@ def test_a_page_shows_the_numbers_of_the_summary(finished: RunDirectory) -> None
 
 @pytest.mark.usefixtures("undrawn")
 def test_epsilon_is_shown_when_there_is_one(make: Make) -> None:
-    html = read(report.finish_report(make(epsilon=3.456)))
+    html = read(finish_report(make(epsilon=3.456)))
     assert "<b>ε = 3.46</b>" in html
     assert "no privacy claimed" not in html
 
@@ -202,7 +202,7 @@ def test_names_and_values_are_escaped(make: Make) -> None:
     bad = "<script>alert('x')</script>"
     name = bad.replace("/", "")
     run = make(name, partition={"_target_": bad, "alpha": bad}, data={"_target_": f"a.{bad}", '"><img src=x>': bad})
-    html = read(report.finish_report(run))
+    html = read(finish_report(run))
     assert "&lt;script&gt;alert(" in html
     assert "<img src=x" not in html
     assert comparison.compare([run], run.path / "compare.html").read_text().count("&lt;script&gt;") > 1
@@ -210,7 +210,7 @@ def test_names_and_values_are_escaped(make: Make) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_collapsed_run_raises_the_alarm(make: Make) -> None:
-    html = read(report.finish_report(make(features=COLLAPSED)))
+    html = read(finish_report(make(features=COLLAPSED)))
     assert html.count("Alarm, complete collapse: ") == 2
     assert "<b>Alarm since round 4: complete collapse (encoder). </b>" in html
     assert "Likely cause: " in html
@@ -225,12 +225,12 @@ def test_dimensional_collapse_and_divergence_are_told_apart(make: Make) -> None:
     diverged = make("diverged", features=dict.fromkeys(HEALTHY, None))
     alarms = {check.alarm for check in record.collapse_checks(record.Record.read(diverged))}
     assert alarms == {"divergence", ""}
-    assert "Lower local.lr" in read(report.finish_report(diverged))
+    assert "Lower local.lr" in read(finish_report(diverged))
 
 
 def test_an_unfinished_run_shows_what_there_is(make: Make) -> None:
     run = make(done=False, rounds=3)
-    html = read(report.finish_report(run))
+    html = read(finish_report(run))
     assert "Not finished: 3 of 4 rounds so far." in html
     assert "<b>4.5 MB</b>" in html
     assert "<b>84.0 %</b>" in html
@@ -239,7 +239,7 @@ def test_an_unfinished_run_shows_what_there_is(make: Make) -> None:
 
 def test_a_run_of_one_round_without_labels_is_reported(make: Make) -> None:
     run = make(labelled=False, rounds=1)
-    html = read(report.finish_report(run))
+    html = read(finish_report(run))
     assert "with no labels to measure it on: loss 3.312" in html
     assert "kNN accuracy" not in html
     assert "label EMD" not in html
@@ -249,7 +249,7 @@ def test_a_run_of_one_round_without_labels_is_reported(make: Make) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_without_baselines_is_reported(make: Make) -> None:
-    html = read(report.finish_report(make(baselines=False)))
+    html = read(finish_report(make(baselines=False)))
     assert "gets 65.4 % of the test examples right." in html
     assert "baselines=true" in html
 
@@ -258,9 +258,9 @@ def test_a_run_without_baselines_is_reported(make: Make) -> None:
 def test_a_run_without_rounds_is_refused(make: Make, tmp_path: Path) -> None:
     run = make(rounds=0, done=False)
     with pytest.raises(ResumeError, match="no finished round"):
-        report.finish_report(run)
+        finish_report(run)
     with pytest.raises(ResumeError, match="not a run directory"):
-        report.finish_report(RunDirectory(tmp_path / "nothing"))
+        finish_report(RunDirectory(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="no run"):
         comparison.table([])
 

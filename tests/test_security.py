@@ -29,12 +29,12 @@ from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.run import trust
 from fedssl.job import Job
+from fedssl.job.setup import data_of, initial_model, shares_of
 from fedssl.parts import Arrays
 from fedssl.privacy.example_dp import ExampleDP
 from fedssl.privacy.ledger import Ledger
 from fedssl.privacy.secagg import participant
 from fedssl.privacy.spending import pay
-from fedssl.setup import data_of, initial_model, shares_of
 from simulations.attacks import liars
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +91,7 @@ NAMES = (
     *("os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "posix.system", "importlib.import_module"),
     *("fedssl.files.os", "fedssl.files.write_text", "fedssl.files.Path", "fedssl.build.load", "fedssl.build.construct"),
     *("fedssl.config.hydra_compose", "fedssl.datasets.cifar.pickle", "fedssl.datasets.cifar.unpickle"),
-    *("fedssl.flower.server.partial", "fedssl.rundir.RunDirectory", "fedssl.rundir.shutil.rmtree"),
+    *("fedssl.flower.run.merging.partial", "fedssl.rundir.RunDirectory", "fedssl.rundir.shutil.rmtree"),
     *("simulations.cli.main", "simulations.attacks.poison.SignFlip", "simulations.attacks.backdoor.Backdoor"),
     *("flwr.serverapp.strategy.fedavg.aggregate_arrayrecords", "flwr.server.start_server", "fedsslx.evil", "fedssl"),
     *("strategies/../os.system", "..os.system", ".os", "", "fedssl.files.", "fedssl..files"),

@@ -13,11 +13,11 @@ from fedssl import config
 from fedssl.config import Plan
 from fedssl.errors import ConfigError
 from fedssl.export import load_encoder
+from fedssl.job.setup import build_model, data_of, initial_model
 from fedssl.model import to_arrays
 from fedssl.privacy.statement import PUBLIC_START, with_public_start
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
-from fedssl.setup import build_model, data_of, initial_model
 from simulations.studies.tools.runs import Finished
 
 SMALL = (

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fedssl import config
 from fedssl.config import Plan
-from fedssl.decomposed import Own
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.losses import moments
+from fedssl.losses.decomposed import Own
 from fedssl.method import Batch
 from fedssl.privacy.accountant import Release, compose, joint
 from fedssl.privacy.coupled.statistics_dp import (

@@ -15,13 +15,13 @@ from flwr.clientapp import ClientApp
 
 from fedssl import config, tree
 from fedssl.flower import codec, strategy_state
+from fedssl.flower.exchange import CohortGrid
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import CohortGrid
 from fedssl.flower.rule import Own, Trainer
 from fedssl.job import Job
+from fedssl.job.setup import build_model, shares_of, workshop_of
 from fedssl.model import layout_of, to_arrays
 from fedssl.parts import Arrays, Layout, part_of
-from fedssl.setup import build_model, shares_of, workshop_of
 from strategies.base import PartStrategy
 from strategies.fedavg import FedAvg
 

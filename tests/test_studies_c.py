@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fedssl import charts, config, seeds
-from fedssl.charts import Line, Panel
+from fedssl import config, seeds
 from fedssl.errors import ConfigError
 from fedssl.intervals import Interval, both, difference
+from fedssl.job.setup import build_model
 from fedssl.method import Batch, Sizes, Step
 from fedssl.methods.byol import BYOL
-from fedssl.setup import build_model
+from fedssl.report import charts
+from fedssl.report.charts import Line, Panel
 from simulations import study
 from simulations.studies.base import Bench
 from simulations.studies.collapse import Collapse

@@ -19,7 +19,7 @@ from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
 from fedssl.modalities.encoders1d import Conv1d
 from fedssl.modalities.timeseries import Statistics, TimeSeriesViews, resample, rotations
-from fedssl.norms import commit_statistics
+from fedssl.networks.norms import commit_statistics
 
 OFF = TimeSeriesViews(normalise="constants", crop=(1.0, 1.0), scaling=0.0, jitter=0.0)
 ALL = TimeSeriesViews(

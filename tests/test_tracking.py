@@ -17,7 +17,7 @@ from fedssl import config, simulation
 from fedssl.config import Plan
 from fedssl.errors import ConfigError
 from fedssl.progress import Reporter
-from fedssl.record import Record
+from fedssl.report.record import Record
 from fedssl.rundir import RunDirectory
 from simulations.studies.base import Bench
 

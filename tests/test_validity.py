@@ -11,10 +11,10 @@ from conftest import tiny
 from benchmarks import pages, validity
 from fedssl import config, seeds
 from fedssl.errors import ConfigError, PrivacyError
+from fedssl.job.setup import build_model, data_of, public_of
 from fedssl.method import Batch, MultiCrop, Step
 from fedssl.privacy.per_record import trainable
 from fedssl.privacy.record_dp import RecordDP
-from fedssl.setup import build_model, data_of, public_of
 
 RECORD = [name for name in validity.MECHANISMS if name.startswith("`")]
 

@@ -251,7 +251,7 @@ def test_a_tree_that_was_never_installed(tmp_path: Path, monkeypatch: pytest.Mon
     def absent(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("fedssl.provenance.version", absent)
+    monkeypatch.setattr("fedssl.job.provenance.version", absent)
     code, lines = answer("pretrain", *QUICK, f"out={tmp_path}", "name=x")
     assert code == 2
     assert "fedssl is not installed" in lines[-1]

@@ -20,7 +20,7 @@ from fedssl.errors import FedsslError
 from fedssl.gradient import PlainGradient
 from fedssl.method import Batch, LossOutput, SSLMethod, Step
 from fedssl.model import Model
-from fedssl.norms import commit_statistics, discard_statistics
+from fedssl.networks.norms import commit_statistics, discard_statistics
 
 
 def train_together(trainings: Sequence[Training]) -> list[BaseException | None]:

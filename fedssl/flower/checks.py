@@ -9,10 +9,10 @@ from fedssl.datasets.base import Partial
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.flower.rule import PartRule
 from fedssl.job import Job
+from fedssl.job.setup import build_model, shares_of, untrained
 from fedssl.model import to_arrays
 from fedssl.partition import Virtual
 from fedssl.parts import Arrays, Owner, Share, part_of
-from fedssl.setup import build_model, shares_of, untrained
 from fedssl.sites import Sites
 
 

@@ -16,7 +16,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedssl import payload, seeds, tree
+from fedssl import seeds, tree
 from fedssl.aggregation.base import Sender
 from fedssl.client import Pull, fit
 from fedssl.edge.limits import Limits
@@ -26,12 +26,12 @@ from fedssl.flower.codec import KEEPS, ClientState, Memo, remember_step, step_se
 from fedssl.flower.deploy import growing, memory, site
 from fedssl.flower.rule import Own, PartRule
 from fedssl.flower.run import trust
-from fedssl.job import Job, parse
+from fedssl.job import Job, parse, payload
+from fedssl.job.setup import build_model, device_of, public_of, shares_of, untrained
 from fedssl.model import Model, derive, layout_of, load_arrays, to_arrays
 from fedssl.parts import Arrays, Layout, Share, part_of
 from fedssl.privacy.record_dp import Planned
 from fedssl.privacy.spending import agree, pay, pay_turn
-from fedssl.setup import build_model, device_of, public_of, shares_of, untrained
 
 app = ClientApp()
 _LOG = logging.getLogger("fedssl")

@@ -24,11 +24,11 @@ from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.run.trust import SIMULATED
 from fedssl.flower.server import federate
 from fedssl.job import Job
+from fedssl.job.setup import data_of, device_of, public_of
+from fedssl.job.shards import parts_of
 from fedssl.partition import sizes_of
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
-from fedssl.setup import data_of, device_of, public_of
-from fedssl.shards import parts_of
 from fedssl.sites import Sites
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedssl.errors import ConfigError
 from fedssl.losses._checks import check_embeddings, check_floating, check_negatives, check_pair, check_temperature
-from fedssl.similarity import diagonal, product, ready_for, unit, wide
+from fedssl.losses.similarity import diagonal, product, ready_for, unit, wide
 
 
 def info_nce(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedssl.errors import ConfigError
 from fedssl.losses._checks import check_floating, check_pair, check_temperature
-from fedssl.similarity import ready_for, wide
+from fedssl.losses.similarity import ready_for, wide
 
 
 def negative_similarity(p: Tensor, z: Tensor, *, similarity: str = "cosine", stop_gradient: bool = True) -> Tensor:

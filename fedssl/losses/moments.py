@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedssl.similarity import wide
+from fedssl.losses.similarity import wide
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedssl.losses._checks import check_batch, check_pair, check_temperature
-from fedssl.similarity import diagonal, product, unit, wide
+from fedssl.losses.similarity import diagonal, product, unit, wide
 
 
 def sigmoid_pair(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:

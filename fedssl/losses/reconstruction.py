@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedssl.errors import ConfigError
 from fedssl.losses._checks import check_floating
-from fedssl.similarity import wide
+from fedssl.losses.similarity import wide
 
 
 def masked_reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedssl.losses._checks import check_pair, check_temperature
-from fedssl.similarity import product, unit
+from fedssl.losses.similarity import product, unit
 
 
 def relations(z: Tensor, anchors: Tensor, *, temperature: float | Tensor) -> Tensor:

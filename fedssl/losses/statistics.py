@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedssl.errors import ConfigError
 from fedssl.losses._checks import check_batch, check_embeddings, check_pair
-from fedssl.similarity import diagonal, product, wide
+from fedssl.losses.similarity import diagonal, product, wide
 
 
 class VICRegTerms(NamedTuple):

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fedssl.decomposed import BATCH_NORM, Own
-from fedssl.heads import embed, mlp
 from fedssl.losses import barlow_twins, moments
+from fedssl.losses.decomposed import BATCH_NORM, Own
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.networks.heads import embed, mlp
 from fedssl.parts import Coupling, Part
 
 

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from torch import nn
 
-from fedssl.heads import embed, mlp
 from fedssl.losses import negative_similarity
+from fedssl.losses.similarity import ready_for
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.networks.heads import embed, mlp
+from fedssl.networks.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 from fedssl.parts import Coupling, Part
-from fedssl.similarity import ready_for
-from fedssl.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 
 
 @dataclass(frozen=True)

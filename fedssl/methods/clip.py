@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from fedssl.heads import embed, mlp
 from fedssl.losses import clip
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.networks.heads import embed, mlp
 from fedssl.parts import Coupling, Part
 
 

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedssl.decomposed import BATCH_NORM, Own
 from fedssl.errors import ConfigError
-from fedssl.heads import mlp
 from fedssl.losses import dino
+from fedssl.losses.decomposed import BATCH_NORM, Own
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
-from fedssl.norms import discard_statistics
+from fedssl.networks.heads import mlp
+from fedssl.networks.norms import discard_statistics
+from fedssl.networks.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 from fedssl.parts import Coupling, Part, Share
-from fedssl.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 
 CENTERS = ("running", "public", "none")
 _PIECE = 512  # public examples passed at a time

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from fedssl import temperature as rules
 from fedssl.errors import ConfigError
-from fedssl.heads import mlp
-from fedssl.keys import KeyBank, check_on_merge
 from fedssl.losses import info_nce, instance_discrimination
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step, report
+from fedssl.methods.common.negatives import PUBLIC, check_negatives, coupling_of
 from fedssl.model import Model
-from fedssl.negatives import PUBLIC, check_negatives, coupling_of
+from fedssl.networks.heads import mlp
+from fedssl.networks.keys import KeyBank, check_on_merge
 from fedssl.parts import Coupling, Part, Share
 
 

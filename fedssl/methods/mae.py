@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
-from fedssl.heads import mlp
 from fedssl.losses import masked_reconstruction
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.networks.heads import mlp
 from fedssl.parts import Coupling, Part
 
 

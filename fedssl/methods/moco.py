@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from fedssl import temperature as rules
-from fedssl.heads import mlp
-from fedssl.keys import KeyQueue, check_on_merge, keys_of
 from fedssl.losses import info_nce
+from fedssl.losses.similarity import ready_for
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step, report
+from fedssl.methods.common.negatives import PUBLIC, check_negatives, coupling_of
 from fedssl.modalities.pairs import two_modalities
 from fedssl.model import Model
-from fedssl.negatives import PUBLIC, check_negatives, coupling_of
+from fedssl.networks.heads import mlp
+from fedssl.networks.keys import KeyQueue, check_on_merge, keys_of
+from fedssl.networks.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 from fedssl.parts import Coupling, Part, Share
-from fedssl.similarity import ready_for
-from fedssl.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 
 
 @dataclass(frozen=True)

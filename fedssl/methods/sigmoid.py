@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import nn
 
 from fedssl import temperature as rules
-from fedssl.heads import embed, mlp
 from fedssl.losses import sigmoid_pair
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step, report
 from fedssl.model import Model
+from fedssl.networks.heads import embed, mlp
 from fedssl.parts import Coupling, Part
 
 

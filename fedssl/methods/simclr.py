@@ -10,13 +10,13 @@ from torch import nn
 
 from fedssl import temperature as rules
 from fedssl.errors import ConfigError
-from fedssl.heads import embed, mlp
 from fedssl.losses import info_nce, nt_xent
+from fedssl.losses.similarity import ready_for
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step, report
+from fedssl.methods.common.negatives import PUBLIC, check_negatives, coupling_of, public_keys
 from fedssl.model import Model
-from fedssl.negatives import PUBLIC, check_negatives, coupling_of, public_keys
+from fedssl.networks.heads import embed, mlp
 from fedssl.parts import Coupling, Part
-from fedssl.similarity import ready_for
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fedssl.heads import embed, mlp
 from fedssl.losses import negative_similarity
+from fedssl.losses.similarity import ready_for
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.networks.heads import embed, mlp
 from fedssl.parts import Coupling, Part
-from fedssl.similarity import ready_for
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedssl.decomposed import BATCH_NORM, Own
 from fedssl.errors import ConfigError
-from fedssl.heads import embed, mlp
 from fedssl.losses import moments, spectral
+from fedssl.losses.decomposed import BATCH_NORM, Own
+from fedssl.losses.similarity import wide
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.networks.heads import embed, mlp
 from fedssl.parts import Coupling, Part
-from fedssl.similarity import wide
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from fedssl.decomposed import BATCH_NORM, Own
 from fedssl.errors import ConfigError
-from fedssl.heads import embed, mlp
 from fedssl.losses import moments, vicreg
+from fedssl.losses.decomposed import BATCH_NORM, Own
+from fedssl.losses.similarity import wide
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.networks.heads import embed, mlp
 from fedssl.parts import Coupling, Part, Share
-from fedssl.similarity import wide
 
 _FAST, _SLOW = 0.1, 0.01  # steps of the two running means: about 10 and 100 steps of memory
 _RATE = 0.02  # a weight changes by 2 % a step at most

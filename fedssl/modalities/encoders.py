@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
-from fedssl.norms import norm2d
+from fedssl.networks.norms import norm2d
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
 from fedssl.modalities.graphs import GraphBatch
-from fedssl.norms import norm1d
+from fedssl.networks.norms import norm1d
 
 READOUTS = ("sum", "mean")
 

@@ -12,7 +12,7 @@ from fedssl.method import SSLMethod
 from fedssl.methods.sigmoid import SigmoidPairs
 from fedssl.methods.simclr import SimCLR
 from fedssl.model import Model
-from fedssl.norms import has_batch_norm
+from fedssl.networks.norms import has_batch_norm
 from fedssl.parts import Coupling
 
 # Options that take something from between records. The fewer of them are needed the better, and the earlier.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedssl.errors import FedsslError, PrivacyError
 from fedssl.method import Augment, Batch, Examples, MultiCrop, SSLMethod, Step, View
 from fedssl.model import Model
-from fedssl.norms import commit_statistics
+from fedssl.networks.norms import commit_statistics
 from fedssl.privacy.per_record import Engine, by_engine, dense, pieces, singles, trainable
 
 TOLERANCE = 1e-5  # relative; losses that compute in float32 inside leave about 1e-7

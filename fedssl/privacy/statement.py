@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fedssl.privacy.accountant import FAST, Accountant, Release, compose, curve, worst
@@ -64,7 +64,49 @@ def spent(rows: Iterable[Mapping[str, Any]]) -> dict[int, Release]:
     return last
 
 
-def with_lost(rows: Sequence[Mapping[str, Any]], failures: Iterable[Mapping[str, Any]]) -> dict[int, Release]:
+@dataclass
+class Heard:
+    """What has been heard of the spending of clients, round by round; a round costs time of its own rows only.
+
+    Attributes:
+        releases: by client, as its last reply says.
+        turn: releases of the costliest turn of any client.
+        lost: by client, its turns since that reply, of which nothing was heard.
+    """
+
+    releases: dict[int, Release] = field(default_factory=dict)
+    turn: int = 0
+    lost: dict[int, int] = field(default_factory=dict)
+    _rounds: dict[int, int] = field(default_factory=dict)  # by client, that of its last reply
+
+    def add(self, rows: Iterable[Mapping[str, Any]], failures: Iterable[Mapping[str, Any]]) -> None:
+        """Take note of later rounds than before: rows of clients.jsonl, and of failures.jsonl."""
+        for row in rows:
+            if "spent" in row:
+                client, total = int(row["client"]), int(row["spent"])
+                before = self.releases[client].count if client in self.releases else 0
+                self.turn = max(self.turn, total - before)
+                self.releases |= spent([row])
+                self._rounds[client] = int(row["round"])
+                self.lost.pop(client, None)
+        for row in failures:
+            client = int(row["client"])
+            if row.get("asked", True) and int(row["round"]) > self._rounds.get(client, 0):
+                self.lost[client] = self.lost.get(client, 0) + 1
+
+    def with_lost(self) -> dict[int, Release]:
+        """By client, its releases, those of turns included whose replies were lost; see `with_lost` of this module."""
+        found = dict(self.releases)
+        costliest = worst(list(found.values()), DELTAS[2])
+        if costliest is None:  # nobody has ever been heard
+            return found
+        for client, count in self.lost.items():
+            known = found.get(client, replace(costliest, count=0))
+            found[client] = replace(known, count=known.count + count * self.turn)
+        return found
+
+
+def with_lost(rows: Iterable[Mapping[str, Any]], failures: Iterable[Mapping[str, Any]]) -> dict[int, Release]:
     """`spent`, and the turns whose replies were lost or refused, which somebody may have seen all the same.
 
     Until a client's next reply says what it has spent in all, each of them counts as much as the costliest turn of any
@@ -74,25 +116,9 @@ def with_lost(rows: Sequence[Mapping[str, Any]], failures: Iterable[Mapping[str,
         rows: of clients.jsonl.
         failures: of failures.jsonl; those of clients that were never asked cost nothing.
     """
-    found, heard, turn = spent(rows), dict[int, int](), 0
-    before: dict[int, int] = {}
-    for row in rows:
-        if "spent" in row:
-            client, total = int(row["client"]), int(row["spent"])
-            turn = max(turn, total - before.get(client, 0))
-            before[client], heard[client] = total, int(row["round"])
-    lost: dict[int, int] = {}
-    for row in failures:
-        client = int(row["client"])
-        if row.get("asked", True) and int(row["round"]) > heard.get(client, 0):
-            lost[client] = lost.get(client, 0) + 1
-    costliest = worst(list(found.values()), DELTAS[2])
-    if costliest is None:  # nobody has ever been heard
-        return found
-    for client, count in lost.items():
-        known = found.get(client, replace(costliest, count=0))
-        found[client] = replace(known, count=known.count + count * turn)
-    return found
+    heard = Heard()
+    heard.add(rows, failures)
+    return heard.with_lost()
 
 
 def running(releases: Sequence[Release], delta: float) -> float | None:

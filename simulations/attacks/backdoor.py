@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedssl.job.setup import build_model, data_of
+from fedssl.job.shards import parts_of
 from fedssl.model import load_arrays, to_arrays
 from fedssl.parts import Arrays
-from fedssl.setup import build_model, data_of
-from fedssl.shards import parts_of
 from simulations.attacks.poison import Turn
 
 CPU = torch.device("cpu")

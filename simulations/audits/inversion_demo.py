@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fedssl import seeds
 from fedssl.errors import ConfigError
+from fedssl.job.setup import build_model
+from fedssl.job.shards import shard_of
 from fedssl.method import Batch, Step
-from fedssl.norms import discard_statistics
+from fedssl.networks.norms import discard_statistics
 from fedssl.privacy.audit.inversion import Inversion, gradient_of, invert, judged
-from fedssl.setup import build_model
-from fedssl.shards import shard_of
 from simulations.audits.target import Run
 
 LARGEST = 4

@@ -15,14 +15,14 @@ from fedssl.config import Plan
 from fedssl.datasets.base import Shard
 from fedssl.errors import ConfigError
 from fedssl.export import load_encoder
+from fedssl.job.setup import build_model, data_of, device_of, public_of, shares_of, untrained
+from fedssl.job.shards import as_dealt, as_held, parts_of
 from fedssl.model import derive, load_arrays, tensors, to_arrays
 from fedssl.partition import Indices
 from fedssl.partition.base import owner_of
 from fedssl.parts import Arrays, Share, part_of
 from fedssl.privacy.audit.membership import Attacked, statistics
 from fedssl.rundir import RunDirectory
-from fedssl.setup import build_model, data_of, device_of, public_of, shares_of, untrained
-from fedssl.shards import as_dealt, as_held, parts_of
 
 DELTA = 1e-5  # where a run claims no epsilon, and so no delta
 

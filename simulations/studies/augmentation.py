@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedssl import probes
-from fedssl.charts import Panel
 from fedssl.errors import ConfigError
+from fedssl.report.charts import Panel
 from fedssl.theory import TwoFactors as Closed
 from fedssl.theory import two_factor_information
 from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation

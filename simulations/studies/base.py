@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedssl import config
-from fedssl.charts import Panel
 from fedssl.errors import ConfigError
 from fedssl.progress import Reporter
+from fedssl.report.charts import Panel
 from fedssl.rundir import RunDirectory
 from fedssl.tracking import followed
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from fedssl.alarms import COLLAPSES
-from fedssl.charts import Line, Panel
 from fedssl.intervals import Interval, both
+from fedssl.measures.alarms import COLLAPSES
+from fedssl.report.charts import Line, Panel
 from simulations.studies.base import Bench, Finding, Outcome
 from simulations.studies.federated.collapsing import ALARM, RANK, SPREAD, STANDING, History, measured
 from simulations.studies.federated.failures import BYOL, CASES, FAILURE, HEALTHY, IID, REMEDY, Case

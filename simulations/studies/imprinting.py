@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedssl.charts import Line, Panel
+from fedssl.report.charts import Line, Panel
 from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation
 from simulations.studies.tools.heads import SPACES, Encoded, stored
 from simulations.studies.tools.rows import Stat, apart, joined, line, pair, row, stats

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from fedssl import seeds
-from fedssl.charts import Line, Panel
 from fedssl.diagnostics import mutual_information_bound
 from fedssl.errors import ConfigError
 from fedssl.losses import nt_xent
+from fedssl.report.charts import Line, Panel
 from fedssl.theory import asymptotic_bias, gaussian_correlation, info_nce_bias, log_log_slope
 from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation
 from simulations.studies.tools import clusters

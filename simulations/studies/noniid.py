@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from fedssl import config
-from fedssl.charts import Panel
+from fedssl.report.charts import Panel
 from simulations.studies.base import Bench, Outcome
 from simulations.studies.federated.cells import Cell, cross, star
 from simulations.studies.federated.facts import BOTH, EMA, ONLINE, SUPERVISED, UNTRAINED, Facts

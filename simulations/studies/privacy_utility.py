@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from fedssl import config, probes
-from fedssl.charts import Line, Panel
 from fedssl.diagnostics import effective_rank
 from fedssl.errors import ConfigError
 from fedssl.intervals import both
+from fedssl.job.setup import initial_model
+from fedssl.report.charts import Line, Panel
 from fedssl.rundir import RunDirectory
-from fedssl.setup import initial_model
 from simulations.studies.base import Bench, Finding, Outcome
 from simulations.studies.federated.cells import partition
 from simulations.studies.federated.measures import FIVE, KNN, RANK, Probed

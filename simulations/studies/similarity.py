@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedssl.charts import Panel
+from fedssl.report.charts import Panel
 from fedssl.rundir import RunDirectory
 from fedssl.theory import log_log_slope
 from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedssl.charts import Panel
+from fedssl.report.charts import Panel
 from fedssl.rundir import RunDirectory
 from simulations.studies.base import Bench, Finding, Outcome, check
 from simulations.studies.tools.rows import Stat, apart, joined, pair, row

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedssl.charts import Line, Panel
+from fedssl.report.charts import Line, Panel
 from fedssl.rundir import RunDirectory
 from fedssl.theory import ema_window
 from simulations.studies.base import Bench, Finding, Outcome, check, mean_and_deviation

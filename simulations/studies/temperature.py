@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedssl.charts import Line, Panel
 from fedssl.errors import ConfigError
+from fedssl.report.charts import Line, Panel
 from fedssl.rundir import RunDirectory
 from fedssl.temperature import TargetProbability
 from fedssl.theory import for_target_probability, gradient_snr, max_snr, probability_moments

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedssl.charts import Line, Panel
+from fedssl.report.charts import Line, Panel
 from fedssl.rundir import RunDirectory
 from simulations.studies.base import Bench, Finding, Outcome, check
 from simulations.studies.tools.rows import apart, joined, line, pair, row, stats

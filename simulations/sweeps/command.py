@@ -14,8 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
-from fedssl import comparison, config
+from fedssl import config
 from fedssl.errors import ConfigError
+from fedssl.report import comparison
 from fedssl.rundir import RunDirectory
 from simulations.sweeps.application import application
 from simulations.sweeps.cells import FAILED, Outcome, Sweep, tally

@@ -16,11 +16,11 @@ from fedssl.aggregation.base import Memory, Occasion, Private, Session, Told
 from fedssl.errors import ProtocolError, TooFewError
 from fedssl.flower import codec
 from fedssl.flower.aggregation.clients import untold
+from fedssl.flower.exchange import exchange, reason
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import exchange, reason
 from fedssl.job import Job
 from fedssl.model import Model
-from fedssl.norms import variance_keys
+from fedssl.networks.norms import variance_keys
 from fedssl.participation.base import Attendance
 from fedssl.parts import Arrays
 from fedssl.privacy import statement

@@ -12,8 +12,8 @@ from flwr.serverapp import Grid
 
 from fedssl.errors import ProtocolError
 from fedssl.flower import codec
+from fedssl.flower.exchange import exchange, reason
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.rounds import exchange, reason
 
 _START_S = 120.0  # how long a run waits for its first nodes
 _AGAIN_S = 30.0  # how often a node that has not said who it is is asked again

@@ -11,9 +11,9 @@ import torch
 from fedssl.datasets.base import Data
 from fedssl.errors import ConfigError, FedsslError, ProtocolError
 from fedssl.job import Job
+from fedssl.job.setup import data_of, held
+from fedssl.job.shards import shard_of
 from fedssl.method import Examples
-from fedssl.setup import data_of, held
-from fedssl.shards import shard_of
 from fedssl.sites import Sites, everything
 
 Scalars = Mapping[str, Any]  # a node_config

@@ -29,10 +29,10 @@ from fedssl.flower.codec import ClientState
 from fedssl.flower.deploy import site
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.job import Job
+from fedssl.job.setup import device_of, initial_model, shares_of
+from fedssl.job.shards import parts_of
 from fedssl.model import layout_of, to_arrays
 from fedssl.partition import sizes_of
-from fedssl.setup import device_of, initial_model, shares_of
-from fedssl.shards import parts_of
 
 _MORE = 8  # steps that are timed, at most
 _PLAIN = {"_target_": "fedssl.aggregation.plain.Plain"}

@@ -6,12 +6,12 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from fedssl.alarms import Alarm
-from fedssl.baselines import central
 from fedssl.client import FitResult
+from fedssl.evaluation.baselines import central
 from fedssl.export import save_encoder
 from fedssl.flower.run.claims import claims
 from fedssl.flower.run.running import Running
+from fedssl.measures.alarms import Alarm
 from fedssl.parts import Arrays
 
 

@@ -11,12 +11,13 @@ import torch
 from flwr.serverapp import Grid
 
 from fedssl.evaluation import Evaluator
+from fedssl.evaluation.monitor import Monitor
 from fedssl.flower import turns
 from fedssl.flower.aggregation.server import Server
 from fedssl.job import Job
-from fedssl.monitor import Monitor
 from fedssl.parts import Share
 from fedssl.privacy.accountant import Release
+from fedssl.privacy.statement import Heard
 from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 
@@ -39,6 +40,7 @@ class Running:
     state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
     aggregation: Server
     history: turns.History = field(default_factory=turns.History)  # of the merged model
+    heard: Heard = field(default_factory=Heard)  # what clients have said that their training cost of their privacy
     spent: dict[int, Release] = field(default_factory=dict)  # of each client's examples, if the run is private
     last: dict[int, int] = field(default_factory=dict)  # the round in which a client's reply was counted last
 
@@ -46,3 +48,8 @@ class Running:
     def merged(self) -> list[str]:
         """The names of the arrays that clients send and the strategy merges."""
         return [key for key, share in self.shares.items() if share is Share.merge]
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether turns may begin with an earlier model than the present one."""
+        return self.job.participation.max_staleness > 0

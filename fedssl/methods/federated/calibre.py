@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedssl.clustering import kmeans
 from fedssl.errors import ConfigError
-from fedssl.heads import embed, mlp
-from fedssl.keys import keys_of
 from fedssl.losses import nt_xent
+from fedssl.losses.similarity import product, unit, wide
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step
+from fedssl.methods.common.clustering import kmeans
 from fedssl.model import Model
+from fedssl.networks.heads import embed, mlp
+from fedssl.networks.keys import keys_of
 from fedssl.parts import Coupling, Part
-from fedssl.similarity import product, unit, wide
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
-from fedssl.heads import embed, mlp
-from fedssl.keys import keys_of, spread
 from fedssl.losses import nt_xent
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.networks.heads import embed, mlp
+from fedssl.networks.keys import keys_of, spread
 from fedssl.parts import Coupling, Part, Share
 
 

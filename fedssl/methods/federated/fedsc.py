@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
-from fedssl.heads import embed, mlp
+from fedssl.losses.similarity import product, wide
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.networks.heads import embed, mlp
 from fedssl.parts import Coupling, Part, Share
 from fedssl.privacy.release import correlation_sensitivity, gaussian_epsilon, symmetric_noise
-from fedssl.similarity import product, wide
 
 _PIECE = 512  # examples encoded at a time
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
-from fedssl.heads import mlp
 from fedssl.losses import jensen_shannon, nt_xent, relations
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step, View
+from fedssl.methods.common.wrapper import Wrapper, check_projects, projected_width, shared_passes
 from fedssl.methods.simclr import SimCLR
 from fedssl.model import Model, frozen
-from fedssl.norms import discard_statistics
+from fedssl.networks.heads import mlp
+from fedssl.networks.norms import discard_statistics
 from fedssl.parts import Coupling, Part, Share
-from fedssl.wrapper import Wrapper, check_projects, projected_width, shared_passes
 
 REFERENCE = Part("reference", trainable=False, share=Share.derived, follows=("encoder", "projector"), frozen=True)
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
-from fedssl.keys import keys_of
 from fedssl.losses import kullback_leibler, relations
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step
+from fedssl.methods.common.wrapper import Wrapper, check_projects, projected_width
 from fedssl.methods.federated.fedca import Rows, rows_of
 from fedssl.methods.simclr import SimCLR
 from fedssl.model import Model
+from fedssl.networks.keys import keys_of
 from fedssl.parts import Part
-from fedssl.wrapper import Wrapper, check_projects, projected_width
 
 
 @dataclass(frozen=True)

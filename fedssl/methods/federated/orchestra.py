@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedssl.clustering import equal_size_clusters
 from fedssl.errors import ConfigError
-from fedssl.heads import mlp
-from fedssl.keys import KeyQueue, check_on_merge
+from fedssl.losses.similarity import product, unit
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step
+from fedssl.methods.common.clustering import equal_size_clusters
 from fedssl.modalities.images import quarter_turns
 from fedssl.model import Model
+from fedssl.networks.heads import mlp
+from fedssl.networks.keys import KeyQueue, check_on_merge
+from fedssl.networks.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 from fedssl.parts import Coupling, Part, Share
-from fedssl.similarity import product, unit
-from fedssl.teacher import Target, check_decay, follow, teacher_modules, teacher_parts
 
 
 class LocalCentroids(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedssl.errors import ConfigError
 from fedssl.method import Batch, SSLMethod, Step, View
 from fedssl.model import Model
-from fedssl.norms import discard_statistics
+from fedssl.networks.norms import discard_statistics
 
 Draw = Callable[[Tensor], Sequence[View]]  # (B, C, H, W) in [0, 1] -> the views of that step, differentiable
 

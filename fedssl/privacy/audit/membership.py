@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from fedssl import seeds
 from fedssl.client import beside
 from fedssl.errors import ConfigError
+from fedssl.losses.similarity import unit
 from fedssl.method import Augment, Batch, Examples, MultiCrop, SSLMethod, Step
 from fedssl.model import Model
+from fedssl.networks.teacher import Target
 from fedssl.parts import Coupling
-from fedssl.similarity import unit
-from fedssl.teacher import Target
 
 Floats = NDArray[np.float64]
 _BATCH = 128  # examples, of which all views are encoded at once

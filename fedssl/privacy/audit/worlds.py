@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedssl import seeds
-from fedssl.decomposed import Own
+from fedssl.losses.decomposed import Own
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model
 from fedssl.parts import Coupling, Part

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from fedssl import temperature as rules
 from fedssl.errors import PrivacyError
-from fedssl.heads import embed
 from fedssl.method import Augment, Batch, Examples, LossOutput, SSLMethod, Step
+from fedssl.methods.common.wrapper import Wrapper
 from fedssl.methods.sigmoid import SigmoidPairs
 from fedssl.methods.simclr import SimCLR
 from fedssl.model import Model
+from fedssl.networks.heads import embed
 from fedssl.parts import Coupling
 from fedssl.privacy import contract, coupling
 from fedssl.privacy.coupled.pair_gradients import cotangents, look, pulled_back, scores_of
@@ -25,7 +26,6 @@ from fedssl.privacy.noise import Noise
 from fedssl.privacy.per_record import trainable
 from fedssl.privacy.record_dp import Planned, RecordDP, nothing
 from fedssl.temperature import Scheduled
-from fedssl.wrapper import Wrapper
 
 COLDEST = 0.5  # of a softmax over pairs, unless it is forced
 _BATCH = 256  # records, for the sentence that says how loud the noise is

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from fedssl.heads import embed
 from fedssl.method import View
 from fedssl.model import Model
+from fedssl.networks.heads import embed
 from fedssl.privacy.per_record import trainable
 
-_TINY_NORM = 1e-12  # as in fedssl.similarity: a shorter projection has no direction
+_TINY_NORM = 1e-12  # as in fedssl.losses.similarity: a shorter projection has no direction
 _HELD = 2**24  # numbers of a temporary
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fedssl.decomposed import Decomposed
 from fedssl.errors import ConfigError, PrivacyError
+from fedssl.losses.decomposed import Decomposed
 from fedssl.method import Augment, Batch, Examples, LossOutput, SSLMethod, Step
+from fedssl.methods.common.wrapper import Wrapper
 from fedssl.model import Model
 from fedssl.parts import Coupling
 from fedssl.privacy import contract, coupling
@@ -21,7 +22,6 @@ from fedssl.privacy.example_dp import clipped_gradients
 from fedssl.privacy.noise import Noise
 from fedssl.privacy.per_record import Engine, check_engine, pieces, singles
 from fedssl.privacy.record_dp import Planned, RecordDP
-from fedssl.wrapper import Wrapper
 
 WIDEST = 128  # of matrices of statistics
 
@@ -30,10 +30,10 @@ WIDEST = 128  # of matrices of statistics
 class StatisticsDP(RecordDP):
     """Each step releases the batch's mean statistic and then the gradient that it makes a sum over single records.
 
-    For a loss `sum_i l_i + n F(sum_i phi_i / n)` (see `fedssl.decomposed`), with `phi` shortened to length R and n the
-    public divisor: release `s = (sum_i phi_i + N(0, (s1 R)^2)) / n`; take lambda, the gradient of F at s; shorten each
-    record's gradient of `l_i + <lambda, phi_i>` to C, and release their sum with N(0, (s2 C)^2). Without noise and with
-    nothing shortened this is the batch's gradient.
+    For a loss `sum_i l_i + n F(sum_i phi_i / n)` (see `fedssl.losses.decomposed`), with `phi` shortened to length R and
+    n the public divisor: release `s = (sum_i phi_i + N(0, (s1 R)^2)) / n`; take lambda, the gradient of F at s; shorten
+    each record's gradient of `l_i + <lambda, phi_i>` to C, and release their sum with N(0, (s2 C)^2). Without noise and
+    with nothing shortened this is the batch's gradient.
 
     Both releases see the same sample, and the second is chosen by the first: together they are as private as *one*
     Gaussian of multiplier `(s1^-2 + s2^-2)^(-1/2)`. For a fixed sample adaptive composition says so (Dong et al. 2019,

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedssl.heads import embed
 from fedssl.losses import negative_similarity
 from fedssl.method import Batch, LossOutput, Sizes, Step
 from fedssl.methods.byol import BYOL
 from fedssl.model import Model
+from fedssl.networks.heads import embed
 from fedssl.parts import Part
 
 

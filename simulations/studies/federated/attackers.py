@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from fedssl import config, diagnostics, probes
-from fedssl.charts import Panel
 from fedssl.errors import ConfigError
 from fedssl.intervals import both
+from fedssl.report.charts import Panel
 from fedssl.rundir import RunDirectory
 from simulations.attacks import liars
 from simulations.attacks.backdoor import Backdoor, triggered

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from fedssl import diagnostics, probes
-from fedssl.alarms import REMEDIES
-from fedssl.charts import Line
-from fedssl.collapse import spectrum_shares
+from fedssl.measures.alarms import REMEDIES
+from fedssl.measures.collapse import spectrum_shares
+from fedssl.report.charts import Line
 from fedssl.rundir import RunDirectory
 from simulations.studies.federated.measures import FIVE, LINEAR
 from simulations.studies.tools.runs import Finished

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedssl.charts import Line
 from fedssl.intervals import Interval, difference
+from fedssl.report.charts import Line
 from fedssl.rundir import RunDirectory
 from simulations.studies.base import Bench, mean_and_deviation
 from simulations.studies.federated.cells import Cell

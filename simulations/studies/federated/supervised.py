@@ -23,11 +23,11 @@ from fedssl.evaluation import encode
 from fedssl.files import read_arrays, write_arrays
 from fedssl.gradient import PlainGradient
 from fedssl.job import Job, split
+from fedssl.job.setup import data_of
+from fedssl.job.shards import as_held
 from fedssl.method import Batch, LossOutput, Sizes, SSLMethod, Step
 from fedssl.model import Model, load_arrays, seed_parameters, to_arrays
 from fedssl.parts import Arrays, Coupling, Part
-from fedssl.setup import data_of
-from fedssl.shards import as_held
 from fedssl.tree import ExactMean
 from simulations.studies.federated.measures import MEAN, WORST, Probed, distributions, for_clients
 from simulations.studies.tools.runs import CPU

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedssl import seeds
-from fedssl.charts import Line, Panel
+from fedssl.report.charts import Line, Panel
 from simulations.studies.base import Bench, Finding, Outcome, mean_and_deviation
 from simulations.studies.tools import tables
 from simulations.studies.tools.rows import line, row

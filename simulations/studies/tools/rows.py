@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedssl.charts import Line
+from fedssl.report.charts import Line
 from simulations.studies.base import Outcome, mean_and_deviation
 
 Row = dict[str, Any]

@@ -15,9 +15,9 @@ from fedssl.datasets.base import Data
 from fedssl.errors import ResumeError
 from fedssl.evaluation import encode
 from fedssl.job import Job, split
+from fedssl.job.setup import build_model, data_of
 from fedssl.model import Model, load_arrays
 from fedssl.rundir import RunDirectory
-from fedssl.setup import build_model, data_of
 
 CPU = torch.device("cpu")
 CENTRAL = ("federation.clients=1", "partition=iid")  # one client that holds everything

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedssl import seeds
-from fedssl.charts import Line, Panel
+from fedssl.report.charts import Line, Panel
 from fedssl.theory import LinearSimSiam, averaged_rate, linear_simsiam, simulate_linear_simsiam
 from simulations.studies.base import Finding, Outcome
 from simulations.studies.tools.rows import row

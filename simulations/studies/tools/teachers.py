@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from fedssl import config, seeds
 from fedssl.client import fit
 from fedssl.gradient import PlainGradient
+from fedssl.job.setup import build_model, data_of
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step
 from fedssl.methods.byol import BYOL
 from fedssl.model import Model, derive, pairs
+from fedssl.networks.teacher import TEACHER
 from fedssl.parts import Coupling, Part
-from fedssl.setup import build_model, data_of
-from fedssl.teacher import TEACHER
 from fedssl.theory import ema_lag, ema_teacher
 from simulations.studies.tools.runs import CENTRAL, CPU, QUICK
 

@@ -1,0 +1,1 @@
+"""What several methods share: wrappers around a method, where negatives come from, clusters."""

@@ -1,0 +1,1 @@
+"""What networks are made of and what is done to them: norms, heads, teachers, keys, weights from elsewhere."""
