@@ -333,7 +333,9 @@ def test_a_full_disk_on_a_node_is_the_nodes_failure(
     nodes = [{"partition-id": c, "state-dir": str(tmp_path / f"node{c}")} for c in range(3)]
     rundir = run_on(Link(nodes), plan(*TEACHER, *FORGIVING))
     assert failures(rundir) == [(at, 1) for at in (1, 2, 3)]
-    assert "cannot be written (No space left on device)" in rundir.rows("failures.jsonl")[0]["why"]
+    why = rundir.rows("failures.jsonl")[0]["why"]
+    place = f"its state-dir/{rundir.identity()}/000001-000001.safetensors"
+    assert why == f"client 1: {place} cannot be written (No space left on device): free space"
     assert not list((tmp_path / "node1").rglob("*.*")), "nothing half written is left"
     same_in_one_process(rundir, plan, *TEACHER)
 
