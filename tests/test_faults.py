@@ -353,6 +353,23 @@ def test_a_full_disk_on_the_server_loses_no_round(
     assert_same(final_arrays(rundir), final_arrays(execute(plan(*TEACHER, name="straight"))))
 
 
+def test_attempts_behind_a_line_that_a_full_disk_cut_off_are_counted(
+    plan: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a private run: noise that one of them has drawn is not drawn again."""
+    rundir = plan().open()
+    assert rundir.attempt(1) == 1
+    with (rundir.path / "attempts.jsonl").open("a") as file:
+        file.write('{"rou')
+    rundir.resumed(0)
+    assert (rundir.attempt(1), rundir.attempt(1), rundir.lost()) == (2, 3, [(1, 1)])
+    with monkeypatch.context() as patch:
+        _fill("attempts.jsonl", patch)
+        with pytest.raises(ConfigError, match=r"attempts.jsonl cannot be written \(No space left on device\): free"):
+            rundir.attempt(2)
+    assert rundir.attempts() == [1, 1, 1]
+
+
 def _fill(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No byte reaches the disk below a place."""
     genuine = os.fsync
