@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from conftest import assert_same, execute, final_arrays
 from deployed.link import Link, configs, run_on
-from flwr.app import Array, ArrayRecord, Context, Message
+from deployed.spoilt import KEY, SPOILT, at_round, swap, value
+from flwr.app import Array, Context, Message
 
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, ProtocolError, ResumeError
-from fedssl.flower import codec, server, state_files
+from fedssl.flower import server, state_files
 from fedssl.flower.deploy import site
 from fedssl.privacy import statement
 from fedssl.privacy.ledger import Ledger
@@ -25,10 +26,6 @@ from fedssl.rundir import RunDirectory
 Compose = Callable[..., Plan]
 TEACHER = ("method=byol", "strategy.share.teacher=local", "compression=topk_int8", "federation.rounds=3")
 FORGIVING = ("federation.tolerate=null", "federation.quorum=0.5")
-
-
-def at_round(message: Message) -> int:
-    return int(message.content.config_records[codec.CONFIG]["server-round"])  # type: ignore[arg-type]
 
 
 def failures(rundir: RunDirectory) -> list[tuple[int, int]]:
@@ -91,44 +88,6 @@ def test_a_damaged_state_is_one_sentence_that_names_the_file(plan: Compose, tmp_
     assert why.startswith("client 0: its state-dir/")
     assert "000000-000001.safetensors cannot be read" in why
     assert str(tmp_path) not in why
-
-
-def swap(reply: Message, **arrays: Any) -> Message:
-    sent = dict(reply.content.array_records[codec.ARRAYS])
-    reply.content[codec.ARRAYS] = ArrayRecord({**sent, **arrays})
-    return reply
-
-
-def number(reply: Message, **numbers: float) -> Message:
-    reply.content.metric_records[codec.METRICS].update({k.replace("_", "-"): v for k, v in numbers.items()})
-    return reply
-
-
-def value(reply: Message, key: str) -> np.ndarray:
-    return np.array(reply.content.array_records[codec.ARRAYS][key].numpy())
-
-
-def wire(kind: str, content: bytes) -> Array:
-    return Array(dtype=kind, shape=(1,), stype="numpy.ndarray", data=content)
-
-
-KEY = "encoder.0.weight"
-SPOILT: dict[str, tuple[Callable[[Message], Message], str]] = {
-    "nan": (lambda r: swap(r, **{KEY: Array(value(r, KEY) * np.nan)}), "not finite"),
-    "infinite": (lambda r: swap(r, **{KEY: Array(np.full_like(value(r, KEY), np.inf))}), "not finite"),
-    "shape": (lambda r: swap(r, **{KEY: Array(value(r, KEY)[:1])}), "with shape"),
-    "key": (lambda r: swap(r, **{"encoder.backdoor": Array(np.zeros(1))}), "other arrays than it was asked for"),
-    "huge": (lambda r: swap(r, **{KEY: Array(np.zeros(500_000))}), "bytes where"),
-    "far": (lambda r: swap(r, **{KEY: Array(value(r, KEY) + np.float32(1e6))}), "federation.max_change=100"),
-    "letters": (lambda r: swap(r, **{KEY: Array(np.array(["a", "b"]))}), "with shape"),
-    "torn": (lambda r: swap(r, **{KEY: wire("float32", b"\x93NUMPY\x01")}), "cannot be read"),
-    "pickle": (
-        lambda r: swap(r, **{KEY: wire("object", b"\x80\x04K\x01.")}),
-        "cannot be read",
-    ),
-    "weight": (lambda r: number(r, num_examples=float("nan")), "weighs its update with nan"),
-    "other client": (lambda r: number(r, partition_id=0), "says that it is client 0"),
-}
 
 
 @pytest.mark.parametrize("kind", SPOILT)
