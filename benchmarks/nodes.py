@@ -1,4 +1,4 @@
-"""Flower's SuperLink and SuperNodes as processes of this machine, under TLS and with keys, to be killed and cut off."""
+"""Flower's SuperLink and SuperNodes as processes of this machine, under TLS and with keys, to be hurt."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from ssl import create_default_context
 
+import numpy as np
+
+from fedssl import config
 from fedssl.flower.deploy import keys
+from fedssl.progress import Reporter
+from fedssl.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -46,11 +51,14 @@ class Federation:
     environment: dict[str, str]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def begin(self, name: str, command: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start one of Flower's daemons in a process group of its own, with its log in the folder."""
+    def begin(self, name: str, command: str, *words: str, **more: str) -> subprocess.Popen[bytes]:
+        """Start one of Flower's daemons in a process group of its own, with its log in the folder.
+
+        `more` is put into its environment.
+        """
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [str(BIN / command), *words], env=self.environment, stdout=log, stderr=subprocess.STDOUT,
+                [str(BIN / command), *words], env=self.environment | more, stdout=log, stderr=subprocess.STDOUT,
                 cwd=self.folder, start_new_session=True,
             )  # fmt: skip
         self.processes[name] = process
@@ -82,15 +90,34 @@ class Federation:
         )  # fmt: skip
 
     def node(
-        self, name: str, client: int, place: str, key: Path | None, authority: Path | None = None, port: int = 0
+        self,
+        name: str,
+        client: int,
+        place: str,
+        key: Path | None,
+        authority: Path | None = None,
+        port: int = 0,
+        state: Path | None = None,
+        **more: str,
     ) -> subprocess.Popen[bytes]:
-        """Start a SuperNode; `port`: where it reaches the SuperLink, if not directly."""
+        """Start a SuperNode.
+
+        Args:
+            name: of its log.
+            client: its partition-id.
+            place: its data-dir.
+            key: of the node, if it has one.
+            authority: whom it trusts, if not this federation's.
+            port: where it reaches the SuperLink, if not directly.
+            state: its state-dir, if not one with the others.
+            more: variables of its environment.
+        """
         signed = ["--auth-supernode-private-key", str(key)] if key else []
         retries = ["--max-retries", "2"] if authority else []  # one that cannot connect would try for ever
         return self.begin(
             name, "flower-supernode", *retries, "--superlink", f"127.0.0.1:{port or self.port}", "--root-certificates",
             str(authority or self.folder / "keys" / "ca.crt"), *signed, "--port", str(free_port()), "--node-config",
-            f'partition-id={client} data-dir="{place}" state-dir="{self.folder / "state"}"',
+            f'partition-id={client} data-dir="{place}" state-dir="{state or self.folder / "state"}"', **more,
         )  # fmt: skip
 
     def register(self, nodes: int) -> None:
@@ -151,6 +178,73 @@ def federation(folder: Path, nodes: int) -> Iterator[Federation]:
             with suppress(OSError):
                 if f"FLWR_HOME={folder}/home\0".encode() in (process / "environ").read_bytes():
                     os.kill(int(process.name), signal.SIGKILL)
+
+
+def own_data(folder: Path, nodes: int) -> list[str]:
+    """Unlabelled grey images for so many nodes, of different sizes; returns where."""
+    rng, places = np.random.default_rng(0), []
+    for node in range(nodes):
+        places.append(str(folder / f"site-{node}.npz"))
+        train, test = (rng.integers(0, 255, (n, 8, 8), dtype=np.uint8) for n in (32 + 8 * node, 2))
+        np.savez(places[-1], train_images=train, test_images=test)
+    return places
+
+
+# A tiny run on such data.
+OPTIONS = (
+    *("data=npz", "data.path=", "data.augment.mean=[0.5]", "data.augment.std=[0.25]"),
+    *("partition=sites", "partition.shape=[1,8,8]", "encoder.width=4", "encoder.dim=8", "method.hidden=16"),
+    *("method.out=8", "local.batch_size=8", "evaluate.every=0", "evaluate.final=false", "device=cpu"),
+    *("federation.tolerate=null", "federation.quorum=0.5"),
+)
+
+
+def simulated(rundir: RunDirectory, places: Sequence[str], options: Sequence[str], *others: str) -> RunDirectory:
+    """A run of these nodes once more, in this process, beside it.
+
+    Args:
+        rundir: of the run.
+        places: the data of its nodes.
+        options: of the run.
+        others: more options, such as those of `same_clients`.
+    """
+    beside = [f"engine.sites=[{','.join(places)}]", f"out={rundir.path.parent}", f"name={rundir.path.name}-simulated"]
+    plan = config.compose([*options, *beside, *others])
+    again = plan.open()
+    plan.build_engine().run(plan.job, again, Reporter(quiet=True))
+    return again
+
+
+def same_clients(rundir: RunDirectory) -> tuple[str, ...]:
+    """Options by which those clients take part in each round that took part in this run."""
+    return "participation=replay", f"participation.path={rundir.path / 'clients.jsonl'}"
+
+
+@contextmanager
+def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
+    """A file system of its own in a new folder, to be filled.
+
+    Raises:
+        OSError: this user may mount none.
+    """
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
+    mounted = subprocess.run(words, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        raise OSError(" ".join(mounted.stderr.split()))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk; returns the file to delete for room."""
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    return filler
 
 
 class Wire:

@@ -20,25 +20,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.machine import machine
-from benchmarks.nodes import Federation, Wire, federation
-from fedssl import config
+from benchmarks.nodes import OPTIONS, Federation, Wire, federation, own_data, same_clients, simulated
 from fedssl.files import write_json, write_text
 from fedssl.flower.deploy.submit import submit
 from fedssl.parts import Arrays
-from fedssl.progress import Reporter
 from fedssl.rundir import RunDirectory
 
 RESULTS = Path(__file__).resolve().parent / "results" / "soak.json"
 _PAUSE_S = 15.0  # before a node that has ended is begun again
-OPTIONS = (
-    *("data=npz", "data.path=", "data.augment.mean=[0.5]", "data.augment.std=[0.25]"),
-    *("partition=sites", "partition.shape=[1,8,8]", "encoder.width=4", "encoder.dim=8", "method.hidden=16"),
-    *("method.out=8", "local.batch_size=8", "evaluate.every=0", "evaluate.final=false", "device=cpu"),
-    *("federation.tolerate=null", "federation.quorum=0.5"),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def soak(real: Federation, chosen: argparse.Namespace) -> dict[str, Any]:
     """One run with its faults, and its simulation."""
     folder, out = real.folder, real.folder / "runs"
-    places = _data(folder, chosen.nodes)
+    places = own_data(folder, chosen.nodes)
     real.superlink("process")
     real.superexec()
     real.register(chosen.nodes)
@@ -116,22 +106,9 @@ def soak(real: Federation, chosen: argparse.Namespace) -> dict[str, Any]:
     if not rundir.done:
         print(real.logs(), file=sys.stderr)
         return result | {"equal": False}
-    again = [*options, f"engine.sites=[{','.join(places)}]", f"out={out}", "name=simulated"]
-    again += ["participation=replay", f"participation.path={rundir.path / 'clients.jsonl'}"]
-    plan = config.compose(again)
-    simulated = plan.open()
-    plan.build_engine().run(plan.job, simulated, Reporter(quiet=True))
-    hashes = [_digest(run) for run in (rundir, simulated)]
+    again = simulated(rundir, places, options, *same_clients(rundir))
+    hashes = [_digest(run) for run in (rundir, again)]
     return result | {"equal": hashes[0] == hashes[1], "sha256": hashes[0]}
-
-
-def _data(folder: Path, nodes: int) -> list[str]:
-    rng, places = np.random.default_rng(0), []
-    for node in range(nodes):
-        places.append(str(folder / f"site-{node}.npz"))
-        train, test = (rng.integers(0, 255, (n, 8, 8), dtype=np.uint8) for n in (32 + 8 * node, 2))
-        np.savez(places[-1], train_images=train, test_images=test)
-    return places
 
 
 def _since(began: float) -> float:

@@ -196,10 +196,9 @@ class RunDirectory:
         return lost
 
     def _note(self, row: Mapping[str, int]) -> None:
-        with (self.path / ATTEMPTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write the log anew: behind a line that a full disk has cut off, nothing appended would be read."""
+        rows = [*self.rows(ATTEMPTS), row]
+        write_text(self.path / ATTEMPTS, "".join(json.dumps(each) + "\n" for each in rows))
 
     def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The rows of a log; a line cut off by a kill is left out."""

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from conftest import assert_same, execute, final_arrays
 from deployed.link import Link, configs, run_on
-from flwr.app import Array, ArrayRecord, Context, Message
+from deployed.spoilt import KEY, SPOILT, at_round, swap, value
+from flwr.app import Array, Context, Message
 
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, ProtocolError, ResumeError
-from fedssl.flower import codec, server, state_files
+from fedssl.flower import server, state_files
 from fedssl.flower.deploy import site
 from fedssl.privacy import statement
 from fedssl.privacy.ledger import Ledger
@@ -25,10 +26,6 @@ from fedssl.rundir import RunDirectory
 Compose = Callable[..., Plan]
 TEACHER = ("method=byol", "strategy.share.teacher=local", "compression=topk_int8", "federation.rounds=3")
 FORGIVING = ("federation.tolerate=null", "federation.quorum=0.5")
-
-
-def at_round(message: Message) -> int:
-    return int(message.content.config_records[codec.CONFIG]["server-round"])  # type: ignore[arg-type]
 
 
 def failures(rundir: RunDirectory) -> list[tuple[int, int]]:
@@ -91,44 +88,6 @@ def test_a_damaged_state_is_one_sentence_that_names_the_file(plan: Compose, tmp_
     assert why.startswith("client 0: its state-dir/")
     assert "000000-000001.safetensors cannot be read" in why
     assert str(tmp_path) not in why
-
-
-def swap(reply: Message, **arrays: Any) -> Message:
-    sent = dict(reply.content.array_records[codec.ARRAYS])
-    reply.content[codec.ARRAYS] = ArrayRecord({**sent, **arrays})
-    return reply
-
-
-def number(reply: Message, **numbers: float) -> Message:
-    reply.content.metric_records[codec.METRICS].update({k.replace("_", "-"): v for k, v in numbers.items()})
-    return reply
-
-
-def value(reply: Message, key: str) -> np.ndarray:
-    return np.array(reply.content.array_records[codec.ARRAYS][key].numpy())
-
-
-def wire(kind: str, content: bytes) -> Array:
-    return Array(dtype=kind, shape=(1,), stype="numpy.ndarray", data=content)
-
-
-KEY = "encoder.0.weight"
-SPOILT: dict[str, tuple[Callable[[Message], Message], str]] = {
-    "nan": (lambda r: swap(r, **{KEY: Array(value(r, KEY) * np.nan)}), "not finite"),
-    "infinite": (lambda r: swap(r, **{KEY: Array(np.full_like(value(r, KEY), np.inf))}), "not finite"),
-    "shape": (lambda r: swap(r, **{KEY: Array(value(r, KEY)[:1])}), "with shape"),
-    "key": (lambda r: swap(r, **{"encoder.backdoor": Array(np.zeros(1))}), "other arrays than it was asked for"),
-    "huge": (lambda r: swap(r, **{KEY: Array(np.zeros(500_000))}), "bytes where"),
-    "far": (lambda r: swap(r, **{KEY: Array(value(r, KEY) + np.float32(1e6))}), "federation.max_change=100"),
-    "letters": (lambda r: swap(r, **{KEY: Array(np.array(["a", "b"]))}), "with shape"),
-    "torn": (lambda r: swap(r, **{KEY: wire("float32", b"\x93NUMPY\x01")}), "cannot be read"),
-    "pickle": (
-        lambda r: swap(r, **{KEY: wire("object", b"\x80\x04K\x01.")}),
-        "cannot be read",
-    ),
-    "weight": (lambda r: number(r, num_examples=float("nan")), "weighs its update with nan"),
-    "other client": (lambda r: number(r, partition_id=0), "says that it is client 0"),
-}
 
 
 @pytest.mark.parametrize("kind", SPOILT)
@@ -333,7 +292,9 @@ def test_a_full_disk_on_a_node_is_the_nodes_failure(
     nodes = [{"partition-id": c, "state-dir": str(tmp_path / f"node{c}")} for c in range(3)]
     rundir = run_on(Link(nodes), plan(*TEACHER, *FORGIVING))
     assert failures(rundir) == [(at, 1) for at in (1, 2, 3)]
-    assert "cannot be written (No space left on device)" in rundir.rows("failures.jsonl")[0]["why"]
+    why = rundir.rows("failures.jsonl")[0]["why"]
+    place = f"its state-dir/{rundir.identity()}/000001-000001.safetensors"
+    assert why == f"client 1: {place} cannot be written (No space left on device): free space"
     assert not list((tmp_path / "node1").rglob("*.*")), "nothing half written is left"
     same_in_one_process(rundir, plan, *TEACHER)
 
@@ -349,6 +310,23 @@ def test_a_full_disk_on_the_server_loses_no_round(
     rundir = run_on(link, plan(*TEACHER, name="full"))
     assert [row["round"] for row in rundir.rows()] == [1, 2, 3]
     assert_same(final_arrays(rundir), final_arrays(execute(plan(*TEACHER, name="straight"))))
+
+
+def test_attempts_behind_a_line_that_a_full_disk_cut_off_are_counted(
+    plan: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a private run: noise that one of them has drawn is not drawn again."""
+    rundir = plan().open()
+    assert rundir.attempt(1) == 1
+    with (rundir.path / "attempts.jsonl").open("a") as file:
+        file.write('{"rou')
+    rundir.resumed(0)
+    assert (rundir.attempt(1), rundir.attempt(1), rundir.lost()) == (2, 3, [(1, 1)])
+    with monkeypatch.context() as patch:
+        _fill("attempts.jsonl", patch)
+        with pytest.raises(ConfigError, match=r"attempts.jsonl cannot be written \(No space left on device\): free"):
+            rundir.attempt(2)
+    assert rundir.attempts() == [1, 1, 1]
 
 
 def _fill(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

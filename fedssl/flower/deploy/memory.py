@@ -29,7 +29,7 @@ def restore(config: Config, context: Context, client: int, at: int) -> None:
         try:
             (state_files.read(path, _key(context)) if path else ClientState()).save(context)
         except FedsslError as error:
-            raise ResumeError(f"client {client}: {str(error).replace(str(folder.parent), 'its state-dir')}") from error
+            raise ResumeError(_told(error, folder, client)) from error
     last = int(config.get("last", 0))
     if not last:
         return
@@ -53,8 +53,17 @@ def keep(config: Config, context: Context, client: int) -> None:
         return
     state = ClientState.load(context)
     if not state.empty:
-        state_files.write(folder, client, state, _key(context))
+        try:
+            state_files.write(folder, client, state, _key(context))
+        except ConfigError as error:
+            raise ConfigError(_told(error, folder, client)) from error
         state_files.prune(folder, [client], int(config["checkpoint"]))
+
+
+def _told(error: FedsslError, folder: Path, client: int) -> str:
+    """What the server learns: what is wrong, and not where. A node has no `out`."""
+    said = str(error).removesuffix(" or pass another out=").replace(str(folder.parent), "its state-dir")
+    return f"client {client}: {said}"
 
 
 def _key(context: Context) -> bytes | None:
