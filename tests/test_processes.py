@@ -26,7 +26,7 @@ from fedssl.errors import ConfigError, ProtocolError
 from fedssl.flower import codec
 from fedssl.flower.codec import ClientState
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.processes import WorkerDiedError
+from fedssl.flower.workers.processes import WorkerDiedError
 from fedssl.parts import Arrays
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="worker processes are forked, which only Linux allows")

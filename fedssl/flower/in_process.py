@@ -23,9 +23,9 @@ from flwr.supercore.task_identity import TaskIdentity  # private: Message() outs
 
 from fedssl.cohort.choice import Choice
 from fedssl.errors import ProtocolError
-from fedssl.flower.processes import WorkerDiedError, forked
 from fedssl.flower.run.states import States
-from fedssl.flower.workers import Call, Threads, Worker
+from fedssl.flower.workers.processes import WorkerDiedError, forked
+from fedssl.flower.workers.threads import Call, Threads, Worker
 
 
 class InProcessGrid(Grid):

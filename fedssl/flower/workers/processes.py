@@ -31,7 +31,7 @@ from fedssl import errors
 from fedssl.errors import FedsslError, ProtocolError
 from fedssl.files import array_bytes, arrays_of
 from fedssl.flower import codec
-from fedssl.flower.workers import Call, Threads, Took
+from fedssl.flower.workers.threads import Call, Threads, Took
 from fedssl.parts import Arrays
 
 Parsed = TypeVar("Parsed", MessageBytes, ContextBytes, RecordBytes)
