@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from fedssl.errors import ConfigError, FedsslError, ResumeError
 from fedssl.files import finite, read_arrays, write_arrays, write_bytes, write_json, write_text
+from fedssl.job.provenance import git_commit, split_table
 from fedssl.parts import Arrays
-from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
+from fedssl.rundir import Checkpoint, RunDirectory
 
 CONFIG: dict[str, Any] = {
     "seed": 0,

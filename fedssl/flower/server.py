@@ -26,13 +26,13 @@ from fedssl.flower.run.cohort import Cohort, cohort_of
 from fedssl.flower.run.finish import finish
 from fedssl.flower.run.running import Running
 from fedssl.job import Job, payload
-from fedssl.job.provenance import manifest
+from fedssl.job.provenance import manifest, split_table
 from fedssl.job.setup import data_of, device_of, initial_model, shares_of, workshop_of
 from fedssl.job.shards import described, parts_of
 from fedssl.model import layout_of, to_arrays
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
-from fedssl.rundir import Checkpoint, RunDirectory, split_table
+from fedssl.rundir import Checkpoint, RunDirectory
 
 
 @cache
