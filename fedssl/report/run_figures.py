@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedssl.measures.alarms import GAUGE, USED
 from fedssl.report import collapse_figures
 from fedssl.report.figures import COLOURS, HATCHES, Row, by_round, legend, line, new, plain, points, save, styled
 from fedssl.report.record import Record
@@ -86,7 +87,7 @@ def collapse_curve(rows: Sequence[Row], dim: int | None = None) -> Figure:
         line(axes, rows, f"client_{key}", 1, "clients before merging", factor)
         axes.set_ylim(0, 1.12 * max([*(line.get_ydata().max() for line in axes.get_lines()), 1e-6]))
     if dim:
-        for axes, limit in ((upper, 0.05 * dim), (lower, 0.1)):
+        for axes, limit in ((upper, USED * dim), (lower, GAUGE)):
             axes.axhline(limit, color="#555555", linestyle=":", label="alarm below")
     upper.set_ylabel("effective rank (RankMe)" + (f"\nof {dim} dimensions" if dim else ""))
     by_round(lower, "feature std · √D\n(1 = even spread)" if dim else "feature std")
