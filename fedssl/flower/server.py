@@ -17,7 +17,7 @@ from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
 from fedssl.evaluation.monitor import Monitor, Watch
 from fedssl.flower import checks, turns
-from fedssl.flower.aggregation.server import Server
+from fedssl.flower.aggregation.server import Aggregator
 from fedssl.flower.deploy.roster import roster
 from fedssl.flower.rule import Trainer
 from fedssl.flower.run import checkpoints, merging, outcome
@@ -113,7 +113,7 @@ def _open(
         parameters=layout_of(model, job.method.parts).parameters,
         nodes=nodes,
         state_dir=state_dir,
-        aggregation=Server.begin(job, grid, nodes, model, rundir.secret),
+        aggregation=Aggregator.begin(job, grid, nodes, model, rundir.secret),
     )
     rundir.write("privacy.json", claims(run))
     return run, point, to_arrays(model)
