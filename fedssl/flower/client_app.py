@@ -21,13 +21,13 @@ from fedssl.datasets.base import Data
 from fedssl.edge.limits import Limits
 from fedssl.flower import codec
 from fedssl.flower.aggregation import clients
+from fedssl.flower.client import trust
 from fedssl.flower.client.account import Account, settle
 from fedssl.flower.client.instruction import Instruction
 from fedssl.flower.client.worker import Start, Worker, load, prepare
 from fedssl.flower.codec import KEEPS, ClientState, remember_step
 from fedssl.flower.deploy import growing, memory, site
 from fedssl.flower.rule import PartRule
-from fedssl.flower.run import trust
 from fedssl.job import Job, parse, payload
 from fedssl.job.setup import device_of, public_of, untrained
 from fedssl.method import Examples
