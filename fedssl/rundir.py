@@ -73,7 +73,8 @@ class RunDirectory:
                     f"{path} belongs to a run of another configuration ({difference}): pass another name=, or delete it"
                 )
         else:
-            write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            readable = "\x85" not in json.dumps(config, ensure_ascii=False)  # yaml writes it as the line break it is
+            write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=readable))
         return run
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import assert_same
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedssl.errors import ConfigError, FedsslError, ResumeError
@@ -164,6 +164,7 @@ def test_open_is_new_once_and_the_same_after(tmp_path: Path) -> None:
         max_leaves=8,
     )
 )
+@example("a\x85b")
 def test_any_configuration_is_itself_when_opened_again(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
     path = tmp_path_factory.mktemp("run") / "x"
     RunDirectory.open(path, {"value": value})
