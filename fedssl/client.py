@@ -18,7 +18,7 @@ from fedssl.edge.allowance import Allowance
 from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
 from fedssl.measures.movement import Movement
-from fedssl.method import Augment, Batch, Examples, LossOutput, MultiCrop, SSLMethod, Step, View
+from fedssl.method import Augment, Batch, Examples, LossOutput, SSLMethod, Step, View, views_of
 from fedssl.model import Model, derive
 from fedssl.networks.acceleration import accelerate
 from fedssl.networks.norms import commit_statistics, discard_statistics
@@ -185,7 +185,7 @@ class Training:
     def batch(self, i: int) -> Batch:
         """Draw the batch of step `i`: to be called once for each, in order."""
         index = self.batches[i]
-        views = _views(self.method, self.data, index, self.augment, self.generator) if len(index) else []
+        views = views_of(self.method, self.augment, self.data.batch(index), self.generator) if len(index) else []
         return self.beside(views, i)
 
     def beside(self, views: Sequence[View], i: int) -> Batch:
@@ -304,17 +304,6 @@ def fit(
     training.begin()
     seats.take(training)
     return training.result()
-
-
-def _views(
-    method: SSLMethod, data: Examples, index: Tensor, augment: Augment, generator: torch.Generator
-) -> list[View]:
-    """The views of these examples, small crops last."""
-    examples = data.batch(index)
-    views = [*augment.views(examples, generator, method.views)]
-    if method.local_views and isinstance(augment, MultiCrop):
-        views += augment.local_views(examples, generator, method.local_views)
-    return views
 
 
 def beside(

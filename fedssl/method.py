@@ -191,3 +191,11 @@ class SSLMethod(Protocol):
         Called after the last step of a round, with the model in training mode.
         """
         return {}
+
+
+def views_of(method: SSLMethod, augment: Augment, examples: Any, generator: torch.Generator) -> list[View]:
+    """The views of some examples that a method's loss reads, those of small crops last."""
+    views = [*augment.views(examples, generator, method.views)]
+    if method.local_views and isinstance(augment, MultiCrop):
+        views += augment.local_views(examples, generator, method.local_views)
+    return views

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -95,9 +96,7 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
             raise ProtocolError(f"array {name!r} has no place in this model: server and client disagree on the method")
         if tuple(target.shape) != tuple(value.shape):
             raise ProtocolError(f"array {name!r} has shape {tuple(value.shape)}, the model wants {tuple(target.shape)}")
-        if (
-            target.device.type == "cpu"
-        ):  # through numpy: torch warns of arrays that are read-only, as those of a wire are
+        if target.device.type == "cpu":  # through numpy: torch warns of read-only arrays, as those of a wire are
             np.copyto(target.detach().numpy(), value, casting="unsafe")
         else:
             target.copy_(torch.from_numpy(value.copy()))
@@ -152,6 +151,4 @@ def ema_(model: Model, part: Part, decay: float | Tensor) -> None:
 
 def frozen(parts: Mapping[str, nn.Module]) -> nn.ModuleDict:
     """A teacher for these modules: equal copies that take no gradient."""
-    import copy
-
     return nn.ModuleDict({name: copy.deepcopy(module) for name, module in parts.items()}).requires_grad_(False)

@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.files import finite, read_arrays, write_arrays, write_json, write_text
-from fedssl.partition import Parts, some_of
 from fedssl.parts import Arrays
 from fedssl.tree import flatten
 
@@ -75,7 +73,8 @@ class RunDirectory:
                     f"{path} belongs to a run of another configuration ({difference}): pass another name=, or delete it"
                 )
         else:
-            write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            readable = "\x85" not in json.dumps(config, ensure_ascii=False)  # yaml writes it as the line break it is
+            write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=readable))
         return run
 
     @property
@@ -304,32 +303,3 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     """What yaml gives back: tuples as lists."""
     return json.loads(json.dumps(value))
-
-
-def git_commit(folder: Path) -> str | None:
-    """The commit of a git checkout, read from its files; None outside one."""
-    head = folder / ".git" / "HEAD"
-    if not head.is_file():
-        return None
-    text = head.read_text(encoding="utf-8").strip()
-    if not text.startswith("ref: "):
-        return text
-    ref = folder / ".git" / text.removeprefix("ref: ")
-    if ref.is_file():
-        return ref.read_text(encoding="utf-8").strip()
-    packed = folder / ".git" / "packed-refs"
-    for line in packed.read_text(encoding="utf-8").splitlines() if packed.is_file() else []:
-        commit, _, name = line.partition(" ")
-        if name == text.removeprefix("ref: "):
-            return commit
-    return None
-
-
-def split_table(parts: Parts, targets: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:
-    """The split for people: examples of each class on each client, or on every k-th, for split.json and its picture."""
-    parts, every = some_of(parts)
-    told: dict[str, Any] = {"sizes": [len(rows) for rows in parts]} | ({"every": every} if every > 1 else {})
-    if targets is None:
-        return told
-    counts = [np.bincount(targets[rows], minlength=len(classes)).tolist() for rows in parts]
-    return {**told, "classes": list(classes), "counts": counts}

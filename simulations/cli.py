@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from fedssl.errors import FedsslError
@@ -35,70 +36,35 @@ Try: fedssl pretrain federation.rounds=10
 """
 
 
+COMMANDS = {  # the module of each, and its function
+    "pretrain": ("pretrain", "main"),
+    "resume": ("pretrain", "resume"),
+    "report": ("inspect_runs", "report"),
+    "study": ("study", "main"),
+    "probe": ("inspect_runs", "probe"),
+    "audit": ("inspect_audit", "main"),
+    "export": ("export", "main"),
+    "payload": ("inspect_payload", "main"),
+    "fits": ("fits", "main"),
+    "keys": ("deployment", "keys"),
+    "submit": ("deployment", "submit"),
+    "list": ("inspect_install", "list_options"),
+    "doctor": ("inspect_install", "doctor"),
+}
+
+
 def dispatch(arguments: Sequence[str]) -> int:
     """Run one command; imports only what it needs, so that `fedssl --help` is quick."""
     command, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
     if command in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
-    if command == "pretrain":
-        from simulations import pretrain
-
-        return pretrain.main(rest)
-    if command == "resume":
-        from simulations import pretrain
-
-        return pretrain.resume(rest)
-    if command == "report":
-        from simulations import inspect_runs
-
-        return inspect_runs.report(rest)
-    if command == "probe":
-        from simulations import inspect_runs
-
-        return inspect_runs.probe(rest)
-    if command == "audit":
-        from simulations import inspect_audit
-
-        return inspect_audit.main(rest)
-    if command == "study":
-        from simulations import study
-
-        return study.main(rest)
-    if command == "export":
-        from simulations import export
-
-        return export.main(rest)
-    if command == "payload":
-        from simulations import inspect_payload
-
-        return inspect_payload.main(rest)
-    if command == "fits":
-        from simulations import fits
-
-        return fits.main(rest)
-    if command == "keys":
-        from simulations import deployment
-
-        return deployment.keys(rest)
-    if command == "submit":
-        from simulations import deployment
-
-        return deployment.submit(rest)
-    if command == "list":
-        from simulations import inspect_install
-
-        return inspect_install.list_options(rest)
-    if command == "doctor":
-        from simulations import inspect_install
-
-        return inspect_install.doctor(rest)
-    print(
-        f"error: {command!r} is not a command: use pretrain, resume, report, study, probe, audit, export, payload, "
-        "fits, keys, submit, list or doctor",
-        file=sys.stderr,
-    )
-    return 2
+    if command not in COMMANDS:
+        *others, last = COMMANDS
+        print(f"error: {command!r} is not a command: use {', '.join(others)} or {last}", file=sys.stderr)
+        return 2
+    module, function = COMMANDS[command]
+    return int(getattr(import_module(f"simulations.{module}"), function)(rest))
 
 
 def answer(arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 from fedssl.aggregation.base import Told
 from fedssl.config import Plan
 from fedssl.errors import ConfigError
-from fedssl.flower.aggregation.server import Server
+from fedssl.flower.aggregation.server import Aggregator
 from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.run.running import Running
@@ -84,9 +84,9 @@ def test_the_server_can_ask_its_clients(plan: Compose, monkeypatch: pytest.Monke
     monkeypatch.setattr("fedssl.flower.aggregation.clients.Answering", object)
     monkeypatch.setattr(type(job), "aggregation", Parrot())
     with InProcessGrid(app, 3, 1) as grid:
-        server = Server.begin(job, grid, {0: 1, 1: 2, 2: 3}, nn.Linear(1, 1))
-        first = server.ask({client: {"word": f"a{client}"} for client in range(3)})
-        second = server.ask({2: {"word": "b2"}})
+        aggregator = Aggregator.begin(job, grid, {0: 1, 1: 2, 2: 3}, nn.Linear(1, 1))
+        first = aggregator.ask({client: {"word": f"a{client}"} for client in range(3)})
+        second = aggregator.ask({2: {"word": "b2"}})
     assert first[1] == {"now": "a1", "before": "", "client": 1}
     assert second == {2: {"now": "b2", "before": "a2", "client": 2}}
 

@@ -18,7 +18,8 @@ from fedssl.measures.alarms import REMEDIES, judge
 from fedssl.methods.byol import BYOL
 from fedssl.progress import Reporter
 from fedssl.report import collapse_figures, figures, finish_report
-from fedssl.report.record import Record, collapse_checks
+from fedssl.report.checks import collapse_checks
+from fedssl.report.record import Record
 from fedssl.rundir import RunDirectory
 
 Compose = Callable[..., Plan]

@@ -114,3 +114,18 @@ def test_nothing_forbidden_is_called(name: str) -> None:
 def test_folders_are_small() -> None:
     for folder in {p.parent for p in FILES} - {ROOT / "fedssl"}:
         assert len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) <= 12, folder
+
+
+def test_the_map_names_all_there_is() -> None:
+    """docs/overview.md says which question each folder and each module beside the folders answers."""
+    told = (ROOT / "docs" / "overview.md").read_text()
+    for path in (ROOT / "fedssl").iterdir():
+        if (path / "__init__.py").exists():
+            assert f"`{path.name}/`" in told, path.name
+        elif path.suffix == ".py" and path.name != "__init__.py":
+            assert f"`{path.stem}`" in told, path.name
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("__init__.py")])
+def test_folders_say_what_they_are(name: str) -> None:
+    assert ast.get_docstring(ast.parse((ROOT / name).read_text()))

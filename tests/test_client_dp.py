@@ -25,7 +25,7 @@ from fedssl.aggregation.sampling import sampling_of
 from fedssl.aggregation.spending import planned
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError, ProtocolError
-from fedssl.flower.aggregation.server import Server
+from fedssl.flower.aggregation.server import Aggregator
 from fedssl.participation.buffered import Buffered
 from fedssl.participation.cohorts import Cohorts
 from fedssl.participation.synchronous import Synchronous
@@ -388,15 +388,15 @@ def test_the_adapted_clip_norm_survives(plan: Compose, monkeypatch: pytest.Monke
 
 def begun(plan: Plan, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed in the midst of round `at`, when its clients have been asked."""
-    original = Server.one
+    original = Aggregator.one
 
-    def killed(self: Server, *arguments: Any) -> Any:
+    def killed(self: Aggregator, *arguments: Any) -> Any:
         if self.job.federation.rounds and len(self.ledger.entries) == at:
             raise KeyboardInterrupt
         return original(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Server, "one", killed)
+        patch.setattr(Aggregator, "one", killed)
         execute(plan)
 
 

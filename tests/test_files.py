@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import assert_same
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedssl.errors import ConfigError, FedsslError, ResumeError
 from fedssl.files import finite, read_arrays, write_arrays, write_bytes, write_json, write_text
+from fedssl.job.provenance import git_commit, split_table
 from fedssl.parts import Arrays
-from fedssl.rundir import Checkpoint, RunDirectory, git_commit, split_table
+from fedssl.rundir import Checkpoint, RunDirectory
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -163,6 +164,7 @@ def test_open_is_new_once_and_the_same_after(tmp_path: Path) -> None:
         max_leaves=8,
     )
 )
+@example("a\x85b")
 def test_any_configuration_is_itself_when_opened_again(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
     path = tmp_path_factory.mktemp("run") / "x"
     RunDirectory.open(path, {"value": value})

@@ -13,7 +13,7 @@ from fedssl.aggregation.base import Planned
 from fedssl.aggregation.spending import planned
 from fedssl.config import Plan
 from fedssl.errors import PrivacyError
-from fedssl.flower.aggregation.server import Server
+from fedssl.flower.aggregation.server import Aggregator
 from fedssl.flower.codec import ClientState
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.state_files import newest, read
@@ -105,16 +105,16 @@ OPTIONS = ("aggregation=local_dp", "aggregation.delta=1e-5", "aggregation.target
 
 def test_the_account_survives_a_kill_and_a_resume(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     run = plan(*OPTIONS, "aggregation.noise_multiplier=2.0")
-    original = Server.one
+    original = Aggregator.one
 
-    def killed(self: Server, *rest: Any) -> Any:
+    def killed(self: Aggregator, *rest: Any) -> Any:
         found = list(original(self, *rest))
         if len(self.ledger.entries) == 2:
             raise KeyboardInterrupt
         yield from found
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Server, "one", killed)
+        patch.setattr(Aggregator, "one", killed)
         execute(run)
     rundir = execute(run)
     for client in range(3):
@@ -155,7 +155,7 @@ def test_a_seed_is_declared_where_clients_are_elsewhere(plan: Compose, monkeypat
     monkeypatch.setattr(Reporter, "say", lambda self, sentence: said.append(sentence))
     for secure in ("false", "true"):
         job = plan("aggregation=secure_dp", f"aggregation.secure={secure}").job
-        server = Server(job, None, {}, job.aggregation.begin(job.planned), 0)  # type: ignore[arg-type]
-        server.announce(Reporter(quiet=True), 10)
+        aggregator = Aggregator(job, None, {}, job.aggregation.begin(job.planned), 0)  # type: ignore[arg-type]
+        aggregator.announce(Reporter(quiet=True), 10)
         assert any("follows from the seed" in sentence for sentence in said) == (secure == "false")
         said.clear()

@@ -15,6 +15,7 @@ import yaml
 
 from fedssl.errors import ConfigError, ResumeError
 from fedssl.report import comparison, figures, finish_report, page, record, run_figures, split_figures
+from fedssl.report.checks import collapse_checks
 from fedssl.rundir import RunDirectory
 
 Make = Callable[..., RunDirectory]
@@ -185,7 +186,7 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    figures.image(figures.loss_curve([{"round": 1, "loss": 2.0}]), "pdf")
+    figures.image(run_figures.loss_curve([{"round": 1, "loss": 2.0}]), "pdf")
     assert dict(matplotlib.rcParams) == before
 
 
@@ -221,9 +222,9 @@ def test_a_collapsed_run_raises_the_alarm(make: Make) -> None:
 def test_dimensional_collapse_and_divergence_are_told_apart(make: Make) -> None:
     encoder = {"_target_": "x.Y", "dim": 512}
     few = record.Record.read(make("few", features=HEALTHY | {"feature_std": 0.04}, done=False, encoder=encoder))
-    assert [check.alarm for check in record.collapse_checks(few)] == ["", "", "dimensional collapse", "", ""]
+    assert [check.alarm for check in collapse_checks(few)] == ["", "", "dimensional collapse", "", ""]
     diverged = make("diverged", features=dict.fromkeys(HEALTHY, None))
-    alarms = {check.alarm for check in record.collapse_checks(record.Record.read(diverged))}
+    alarms = {check.alarm for check in collapse_checks(record.Record.read(diverged))}
     assert alarms == {"divergence", ""}
     assert "Lower local.lr" in read(finish_report(diverged))
 

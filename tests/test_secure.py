@@ -18,7 +18,7 @@ from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError, ProtocolError
 from fedssl.flower import codec
 from fedssl.flower.aggregation.clients import STATE
-from fedssl.flower.aggregation.server import Server
+from fedssl.flower.aggregation.server import Aggregator
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.participation.buffered import Buffered
 from fedssl.participation.synchronous import Synchronous
@@ -228,14 +228,14 @@ def test_it_is_the_uniform_mean_up_to_a_step_and_the_server_sees_noise(
     plan: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    original = Server.one
+    original = Aggregator.one
 
-    def spy(self: Server, replies: Any, *rest: Any) -> Any:
+    def spy(self: Aggregator, replies: Any, *rest: Any) -> Any:
         replies = list(replies)
         seen.extend(reply.content for reply in replies)
         return original(self, iter(replies), *rest)
 
-    monkeypatch.setattr(Server, "one", spy)
+    monkeypatch.setattr(Aggregator, "one", spy)
     common = (*SGD, "federation.rounds=1", "encoder.norm=batch", "evaluate.every=1")
     secure = execute(plan(*common, "aggregation=secure", name="secure"))
     uniform = final_arrays(execute(plan(*common, "strategy.weighting=uniform", name="plain")))
@@ -310,9 +310,9 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], list[Arrays]]:
     def fail(at: int, step: str) -> list[Arrays]:
         rounds: list[int] = []
         models: list[Arrays] = []
-        begin, answer, fit, add = Server.open, Hidden.answer, client_app.fit, turns.History.add
+        begin, answer, fit, add = Aggregator.open, Hidden.answer, client_app.fit, turns.History.add
 
-        def opening(self: Server, asked: Any, at: int, attempt: int, clients: Any) -> bool:
+        def opening(self: Aggregator, asked: Any, at: int, attempt: int, clients: Any) -> bool:
             rounds.append(at)
             return begin(self, asked, at, attempt, clients)
 
@@ -332,7 +332,7 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], list[Arrays]]:
             models.append(dict(arrays))
             add(self, at, arrays, limit)
 
-        monkeypatch.setattr(Server, "open", opening)
+        monkeypatch.setattr(Aggregator, "open", opening)
         monkeypatch.setattr(Hidden, "answer", answering)
         monkeypatch.setattr(client_app, "fit", fitting)
         monkeypatch.setattr(turns.History, "add", adding)

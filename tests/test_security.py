@@ -25,9 +25,9 @@ from fedssl import config
 from fedssl.build import load
 from fedssl.errors import ConfigError, FedsslError, PrivacyError, ProtocolError
 from fedssl.flower import codec, engines
+from fedssl.flower.client import trust
 from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.run import trust
 from fedssl.job import Job
 from fedssl.job.setup import data_of, initial_model, shares_of
 from fedssl.parts import Arrays

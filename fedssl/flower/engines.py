@@ -19,9 +19,9 @@ from flwr.serverapp import Grid, ServerApp
 from fedssl.cohort.choice import Choice
 from fedssl.errors import ConfigError, ProtocolError
 from fedssl.files import write_json
+from fedssl.flower.client.trust import SIMULATED
 from fedssl.flower.client_app import app as client_app
 from fedssl.flower.in_process import InProcessGrid
-from fedssl.flower.run.trust import SIMULATED
 from fedssl.flower.server import federate
 from fedssl.job import Job
 from fedssl.job.setup import data_of, device_of, public_of

@@ -17,7 +17,7 @@ from fedssl.errors import ConfigError
 from fedssl.evaluation import Evaluator
 from fedssl.evaluation.monitor import Monitor, Watch
 from fedssl.flower import checks, turns
-from fedssl.flower.aggregation.server import Server
+from fedssl.flower.aggregation.server import Aggregator
 from fedssl.flower.deploy.roster import roster
 from fedssl.flower.rule import Trainer
 from fedssl.flower.run import checkpoints, merging, outcome
@@ -26,13 +26,13 @@ from fedssl.flower.run.cohort import Cohort, cohort_of
 from fedssl.flower.run.finish import finish
 from fedssl.flower.run.running import Running
 from fedssl.job import Job, payload
-from fedssl.job.provenance import manifest
+from fedssl.job.provenance import manifest, split_table
 from fedssl.job.setup import data_of, device_of, initial_model, shares_of, workshop_of
 from fedssl.job.shards import described, parts_of
 from fedssl.model import layout_of, to_arrays
 from fedssl.parts import Arrays, Share
 from fedssl.progress import Reporter
-from fedssl.rundir import Checkpoint, RunDirectory, split_table
+from fedssl.rundir import Checkpoint, RunDirectory
 
 
 @cache
@@ -113,7 +113,7 @@ def _open(
         parameters=layout_of(model, job.method.parts).parameters,
         nodes=nodes,
         state_dir=state_dir,
-        aggregation=Server.begin(job, grid, nodes, model, rundir.secret),
+        aggregation=Aggregator.begin(job, grid, nodes, model, rundir.secret),
     )
     rundir.write("privacy.json", claims(run))
     return run, point, to_arrays(model)

@@ -1,5 +1,5 @@
 """A job, the whole of an experiment as a message, and what servers and clients build from it."""
 
-from fedssl.job.job import Job, Source, parse, split
+from fedssl.job.job import Job, parse, split
 
-__all__ = ["Job", "Source", "parse", "split"]
+__all__ = ["Job", "parse", "split"]

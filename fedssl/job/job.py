@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,24 +16,16 @@ from fedssl.aggregation.base import Aggregation, Planned
 from fedssl.build import build, coerce, construct, load
 from fedssl.client import Local
 from fedssl.compression import Compression
+from fedssl.datasets.base import DataSource
 from fedssl.errors import ConfigError
 from fedssl.gradient import Privacy
 from fedssl.job.combinations import refuse_combinations
 from fedssl.job.sections import Consent, Evaluate, Federation
-from fedssl.method import Augment, SSLMethod
+from fedssl.method import SSLMethod
 from fedssl.methods.common.decorrelated import Decorrelated
 from fedssl.participation.base import Attendance, Participation
 from fedssl.partition import Elsewhere, Partition, Parts, Splittable, sizes_of
 from fedssl.parts import Owner
-
-
-class Source(Protocol):
-    """A configured data set."""
-
-    @property
-    def augment(self) -> Augment: ...
-
-    def load(self) -> Any: ...
 
 
 class Job:
@@ -116,9 +108,9 @@ class Job:
         return names[client % len(names)] if names and client is not None else ""
 
     @cached_property
-    def data(self) -> Source:
+    def data(self) -> DataSource:
         """The data set's description; nothing is read yet."""
-        return cast(Source, build(self.tree["data"], "data"))
+        return cast(DataSource, build(self.tree["data"], "data"))
 
     @cached_property
     def partition(self) -> Partition:

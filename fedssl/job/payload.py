@@ -20,7 +20,7 @@ from fedssl.errors import FedsslError, PrivacyError
 from fedssl.job.job import Job
 from fedssl.job.setup import build_model, public_of, shares_of, untrained
 from fedssl.measures.movement import Movement
-from fedssl.method import Batch, Examples, MultiCrop, Step
+from fedssl.method import Batch, Examples, Step, views_of
 from fedssl.model import Model, layout_of, tensors, to_arrays
 from fedssl.partition import Elsewhere, Parts, sizes_of
 from fedssl.parts import Share, part_of
@@ -165,9 +165,7 @@ def reports(job: Job, model: Model, data: Data, shard: Examples) -> dict[str, st
     generator = seeds.torch_stream(job.seed, "payload", device=device)
     method.after_merge(model, shard, public, augment, step)
     index = torch.arange(min(job.local.batch_size, len(shard)), device=device)
-    views = [*augment.views(shard.batch(index), generator, method.views)]
-    if method.local_views and isinstance(augment, MultiCrop):
-        views += augment.local_views(shard.batch(index), generator, method.local_views)
+    views = views_of(method, augment, shard.batch(index), generator)
     batch = beside(Batch(views, index), method, public, augment, seeds.stream(job.seed, "payload", "public"))
     out = method.loss(model, batch, step)
     movement.before_following()

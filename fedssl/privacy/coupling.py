@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.errors import FedsslError, PrivacyError
-from fedssl.method import Augment, Batch, Examples, MultiCrop, SSLMethod, Step, View
+from fedssl.method import Augment, Batch, Examples, SSLMethod, Step, View, views_of
 from fedssl.model import Model
 from fedssl.networks.norms import commit_statistics
 from fedssl.privacy.per_record import Engine, by_engine, dense, pieces, singles, trainable
@@ -36,9 +36,7 @@ def inputs(examples: Examples, augment: Augment, method: SSLMethod) -> list[Batc
     generator = torch.Generator().manual_seed(0)
     device_rows = rows.to(_device(examples.batch(rows[:1])))
     stream = torch.Generator(device=device_rows.device).manual_seed(0)
-    views = [*augment.views(examples.batch(device_rows), stream, method.views)]
-    if method.local_views and isinstance(augment, MultiCrop):
-        views += augment.local_views(examples.batch(device_rows), stream, method.local_views)
+    views = views_of(method, augment, examples.batch(device_rows), stream)
     public = augment.plain(examples.batch(device_rows)) if method.reads_public and method.public_batch else None
     real = Batch(views, device_rows, public, None if public is None else device_rows)
     if not all(isinstance(view, Tensor) for view in views):

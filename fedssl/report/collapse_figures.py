@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -12,9 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fedssl.measures.alarms import rounds
 from fedssl.measures.outputs import CHAIN
-from fedssl.report.figures import COLOURS, LINES, MARKERS, by_round, legend, line, new, styled
+from fedssl.report.figures import COLOURS, LINES, MARKERS, Row, by_round, legend, line, new, styled
 
-Row = Mapping[str, Any]
 _CURVES = 6  # spectra in a panel
 _FLOOR = 1e-7  # of a spectrum; below it is rounding
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from fedssl.report import collapse_figures
 from fedssl.report.configurations import Configuration
-from fedssl.report.figures import COLOURS, PROBES, few_labels, overlay, points, spectrum
+from fedssl.report.figures import COLOURS, Row, by_round, legend, line, new, plain, points, styled
+from fedssl.report.run_figures import PROBES, few_labels, spectrum
 from fedssl.report.split_figures import split_picture
 
 _CURVES = (  # key of the rows, label of the axis, scale, what it is
@@ -107,3 +108,31 @@ def _which(one: Configuration) -> str:
 def _file(label: str) -> str:
     """A label as part of a file's name."""
     return re.sub(r"[^\w.=-]+", "_", label).strip("_")[:80]
+
+
+@styled
+def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str, scale: float = 1.0) -> Figure:
+    """One curve a configuration: the mean over its runs, and the band from the lowest run to the highest.
+
+    Args:
+        curves: name of a configuration -> the rows of each of its runs.
+        key: of the rows.
+        label: of the vertical axis, with its unit.
+        scale: 100 for percent.
+    """
+    figure, axes = new(2.6 + 0.17 * len(curves))
+    for i, (name, runs) in enumerate(curves.items()):
+        by_number: dict[int, list[float]] = {}
+        for rows in runs:
+            for at, value in zip(*points(rows, key), strict=True):
+                by_number.setdefault(at, []).append(value)
+        everyone = max(map(len, by_number.values()), default=0)  # a round that a run has not reached is left out
+        known = {at: values for at, values in sorted(by_number.items()) if len(values) == everyone}
+        means = [{"round": at, key: float(np.mean(values))} for at, values in known.items()]
+        line(axes, means, key, i, plain(name, 66), scale)
+        if everyone > 1:
+            low, high = ([scale * f(values) for values in known.values()] for f in (min, max))
+            axes.fill_between(list(known), low, high, color=COLOURS[i % len(COLOURS)], alpha=0.18, linewidth=0)
+    by_round(axes, label)
+    legend(figure, axes)
+    return figure

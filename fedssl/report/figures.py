@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -23,19 +22,9 @@ Row = Mapping[str, Any]
 
 # Okabe and Ito 2008, without yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-ENCODERS = (COLOURS[0], "#bbbbbb", COLOURS[4], COLOURS[3], COLOURS[2])  # the untrained one, which is second, is grey
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 HATCHES = ("", "////", "xxx", "\\\\\\\\", "++", "--", "||")
-# (name in probes.json, what it is); the order is that of the labels spent.
-PROBES = (
-    ("one_label", "one label a class"),
-    ("five_labels", "five labels a class"),
-    ("one_percent", "1 % of labels"),
-    ("ten_percent", "10 % of labels"),
-    ("linear", "all labels, linear"),
-    ("knn", "all labels, kNN"),
-)
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -130,126 +119,6 @@ def _width(labels: Sequence[str], columns: int) -> int:
     """Of a legend, in characters: matplotlib fills one column after another, the first ones with one label more."""
     parts = np.array_split(np.array([len(label) for label in labels]), columns)
     return sum(6 + int(part.max()) for part in parts if part.size)
-
-
-@styled
-def loss_curve(rows: Sequence[Row]) -> Figure:
-    """Training loss by round: the mean of the clients, weighted by their examples."""
-    figure, axes = new()
-    line(axes, rows, "loss", 0, "loss")
-    by_round(axes, "training loss (mean of clients)")
-    return figure
-
-
-@styled
-def probe_curve(rows: Sequence[Row], random_encoder: float | None = None) -> Figure:
-    """kNN accuracy by round: the merged encoder, the clients' before the merge, and the encoder before training."""
-    figure, axes = new()
-    line(axes, rows, "knn_accuracy", 0, "merged", 100)
-    line(axes, rows, "client_knn_accuracy", 1, "clients before merging", 100)
-    if random_encoder is not None:
-        axes.axhline(100 * random_encoder, color="#555555", linestyle=":", label="random encoder")
-    by_round(axes, "kNN accuracy (%)")
-    legend(figure, axes)
-    return figure
-
-
-@styled
-def collapse_curve(rows: Sequence[Row], dim: int | None = None) -> Figure:
-    """Effective rank and feature spread by round, merged and before the merge; dotted where collapse begins.
-
-    Args:
-        rows: of metrics.jsonl.
-        dim: D, the number of features; without it the standard deviation is not scaled and no limit is drawn.
-    """
-    figure, (upper, lower) = new(4.3, nrows=2, sharex=True)
-    scale = math.sqrt(dim) if dim else 1.0
-    for axes, key, factor in ((upper, "rankme", 1.0), (lower, "feature_std", scale)):
-        line(axes, rows, key, 0, "merged", factor)
-        line(axes, rows, f"client_{key}", 1, "clients before merging", factor)
-        axes.set_ylim(0, 1.12 * max([*(line.get_ydata().max() for line in axes.get_lines()), 1e-6]))
-    if dim:
-        for axes, limit in ((upper, 0.05 * dim), (lower, 0.1)):
-            axes.axhline(limit, color="#555555", linestyle=":", label="alarm below")
-    upper.set_ylabel("effective rank (RankMe)" + (f"\nof {dim} dimensions" if dim else ""))
-    by_round(lower, "feature std · √D\n(1 = even spread)" if dim else "feature std")
-    legend(figure, upper)
-    return figure
-
-
-@styled
-def spectrum(spectra: Mapping[str, Sequence[float | None]]) -> Figure:
-    """Eigenvalues of the feature covariance, divided by the largest: a cliff is dimensional collapse."""
-    figure, axes = new(2.9 + 0.17 * max(0, len(spectra) - 3))
-    for i, (name, eigenvalues) in enumerate(spectra.items()):
-        values = [v for v in eigenvalues if v is not None and v > 0]
-        if values:
-            rows = [{"round": at, "value": v / values[0]} for at, v in enumerate(values, 1)]
-            line(axes, rows, "value", i, plain(name, 66))
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))
-    axes.set_xlabel("index of the eigenvalue")
-    axes.set_ylabel("eigenvalue / largest")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend(figure, axes)
-    return figure
-
-
-@styled
-def few_labels(probes: Mapping[str, Mapping[str, float]], colours: Sequence[str] = ENCODERS) -> Figure:
-    """Probe accuracy by the number of labels: one bar an encoder, with whiskers of `_std` to each side where it is."""
-    shown = [(key, label) for key, label in PROBES if any(f"{key}_accuracy" in p for p in probes.values())]
-    figure, axes = new(1.1 + max(0.52, 0.13 * len(probes)) * len(shown) + 0.17 * max(0, len(probes) - 3))
-    height = 0.8 / len(probes)
-    for i, (name, values) in enumerate(probes.items()):
-        here = [(at, key) for at, (key, _) in enumerate(shown) if values.get(f"{key}_accuracy") is not None]
-        axes.barh(
-            [at - 0.4 + (i + 0.5) * height for at, _ in here],
-            [100 * values[f"{key}_accuracy"] for _, key in here],
-            xerr=[100 * (values.get(f"{key}_std") or math.nan) for _, key in here],
-            height=height,
-            color=colours[i % len(colours)],
-            hatch=HATCHES[i % len(HATCHES)],
-            edgecolor="white" if i == 0 else "#333333",
-            linewidth=0.6,
-            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
-            label=plain(name, 66),
-        )
-    axes.set_yticks(range(len(shown)), [label for _, label in shown])
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("test accuracy (%)")
-    legend(figure, axes)
-    return figure
-
-
-@styled
-def overlay(curves: Mapping[str, Sequence[Sequence[Row]]], key: str, label: str, scale: float = 1.0) -> Figure:
-    """One curve a configuration: the mean over its runs, and the band from the lowest run to the highest.
-
-    Args:
-        curves: name of a configuration -> the rows of each of its runs.
-        key: of the rows.
-        label: of the vertical axis, with its unit.
-        scale: 100 for percent.
-    """
-    figure, axes = new(2.6 + 0.17 * len(curves))
-    for i, (name, runs) in enumerate(curves.items()):
-        by_number: dict[int, list[float]] = {}
-        for rows in runs:
-            for at, value in zip(*points(rows, key), strict=True):
-                by_number.setdefault(at, []).append(value)
-        everyone = max(map(len, by_number.values()), default=0)  # a round that a run has not reached is left out
-        known = {at: values for at, values in sorted(by_number.items()) if len(values) == everyone}
-        means = [{"round": at, key: float(np.mean(values))} for at, values in known.items()]
-        line(axes, means, key, i, plain(name, 66), scale)
-        if everyone > 1:
-            low, high = ([scale * f(values) for values in known.values()] for f in (min, max))
-            axes.fill_between(list(known), low, high, color=COLOURS[i % len(COLOURS)], alpha=0.18, linewidth=0)
-    by_round(axes, label)
-    legend(figure, axes)
-    return figure
 
 
 def image(figure: Figure, kind: str, **settings: Any) -> bytes:

@@ -12,9 +12,10 @@ from fedssl.files import number, write_text
 from fedssl.job import payload
 from fedssl.measures import retrieval
 from fedssl.measures.alarms import Alarm
-from fedssl.report import figures, page, run_figures
+from fedssl.report import page, run_figures
+from fedssl.report.checks import Check, collapse_checks
 from fedssl.report.page import NOTHING, Html, decimal, percent, tag, text
-from fedssl.report.record import Check, Record, begun, collapse_checks
+from fedssl.report.record import Record, begun
 from fedssl.rundir import RunDirectory
 
 CAPTIONS = {
@@ -143,7 +144,7 @@ def _probe_table(record: Record) -> list[Html]:
         why = "The data has no labels, or evaluate.final is off" if record.done else "Probes come after the last round"
         return [tag("p", text(f"{why}: there is nothing to compare."), cls="note")]
     rows = [["test accuracy, %", *record.probes]]
-    for key, label in (*figures.PROBES, *retrieval.PROBES):
+    for key, label in (*run_figures.PROBES, *retrieval.PROBES):
         cells = [percent(p.get(f"{key}_accuracy"), p.get(f"{key}_std")) for p in record.probes.values()]
         if any(cell != NOTHING for cell in cells):
             rows.append([label, *(cell.removesuffix(" %") for cell in cells)])

@@ -31,8 +31,8 @@ ASK = "query.aggregation"
 
 
 @dataclass
-class Server:
-    """The aggregation of a run: what it remembers between rounds."""
+class Aggregator:
+    """The server's side of a run's aggregation: what it remembers between rounds."""
 
     job: Job
     grid: Grid
@@ -50,7 +50,7 @@ class Server:
     @classmethod
     def begin(
         cls, job: Job, grid: Grid, nodes: Mapping[int, int], model: Model, secret: Callable[[], int] = lambda: 0
-    ) -> Server:
+    ) -> Aggregator:
         """Before the first round.
 
         Args:

@@ -1,1 +1,1 @@
-"""What a run has besides its rounds: what they share, what it claims, how it ends."""
+"""A run on the server: what its rounds share, whom each asks, what comes back, what it costs, how the run ends."""

@@ -138,9 +138,8 @@ def take(job: Job, data_dir: str = "") -> Turn:
         one, got, sent = turn(1)
         more, many = min(steps - 1, _MORE), one
         if more:
-            many, got, sent = turn(
-                1 + more
-            )  # whose update is like that of a whole round: a first step may move nothing
+            # Its update is like that of a whole round: a first step may move nothing.
+            many, got, sent = turn(1 + more)
     step = max(0.0, many - one) / more if more else one
     up = codec.decode(codec.arrays_of(sent.content))
     return Turn(

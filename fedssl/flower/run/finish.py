@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedssl.client import FitResult
@@ -15,47 +16,68 @@ from fedssl.measures.alarms import Alarm
 from fedssl.parts import Arrays
 
 
+@dataclass
+class Measured:
+    """What was measured of the encoders after the last round, each by the name of its encoder."""
+
+    probes: dict[str, dict[str, float]] = field(default_factory=dict)
+    spectra: dict[str, list[float]] = field(default_factory=dict)
+    final: dict[str, float] = field(default_factory=dict)  # of the merged model, as in `metrics.jsonl`
+    alarms: list[Alarm] = field(default_factory=list)  # of the whole run
+
+
 def finish(run: Running, initial: Arrays, now: Arrays) -> dict[str, Any]:
     """Final probes, baselines, the encoder's files and the summary; repeated if a kill interrupts it."""
-    job, rundir, evaluator, arrays = run.job, run.rundir, run.evaluator, initial | now
-    rows = rundir.rows()
-    last = rows[-1]
-    save_encoder(rundir.path, job, run.data.train.shape, arrays)
+    rundir, rows = run.rundir, run.rundir.rows()
+    save_encoder(rundir.path, run.job, run.data.train.shape, initial | now)
     started = time.perf_counter()
-    probes: dict[str, dict[str, float]] = {}
-    spectra: dict[str, list[float]] = {}
-    final: dict[str, float] = {}
-    alarms: list[Alarm] = []
-    if len(run.data.test):  # else the data is on the nodes, and the server has none
-        final, alarms = run.monitor.final(arrays, now, int(last["round"]))
-        spectra["federated"] = evaluator.spectrum(arrays)
-    if job.evaluate.final and evaluator.labelled:
-        run.reporter.say("measuring the encoder: linear and few-label probes")
-        probes["federated"] = evaluator.probe(arrays)
-        random = evaluator.random_encoder()
-        probes["random encoder"], spectra["random encoder"] = evaluator.probe(random), evaluator.spectrum(random)
-    if job.baselines:
-        whole = _central(run)
-        spectra["central"] = evaluator.spectrum(whole)
-        probes["central"] = evaluator.probe(whole)
-        probes |= evaluator.without_encoder()
+    measured = _measured(run, initial | now, now, int(rows[-1]["round"]))
     claim = claims(run)
     rundir.write("privacy.json", claim)
-    rundir.write("probes.json", {"probes": probes, "spectra": spectra})
-    mine = probes.pop("federated", {})
+    rundir.write("probes.json", {"probes": measured.probes, "spectra": measured.spectra})
+    summary = _summary(rows, measured, claim, started)
+    rundir.write("summary.json", summary)
+    return summary
+
+
+def _measured(run: Running, arrays: Arrays, merged: Arrays, last: int) -> Measured:
+    """Measure the merged encoder, a random one, and one that was trained without a federation."""
+    job, evaluator, found = run.job, run.evaluator, Measured()
+    if len(run.data.test):  # else the data is on the nodes, and the server has none
+        found.final, found.alarms = run.monitor.final(arrays, merged, last)
+        found.spectra["federated"] = evaluator.spectrum(arrays)
+    if job.evaluate.final and evaluator.labelled:
+        run.reporter.say("measuring the encoder: linear and few-label probes")
+        found.probes["federated"] = evaluator.probe(arrays)
+        random = evaluator.random_encoder()
+        found.probes["random encoder"] = evaluator.probe(random)
+        found.spectra["random encoder"] = evaluator.spectrum(random)
+    if job.baselines:
+        whole = _central(run)
+        found.spectra["central"] = evaluator.spectrum(whole)
+        found.probes["central"] = evaluator.probe(whole)
+        found.probes |= evaluator.without_encoder()
+    return found
+
+
+def _summary(
+    rows: Sequence[Mapping[str, Any]], measured: Measured, claim: Mapping[str, Any], started: float
+) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    others = {name: values for name, values in measured.probes.items() if name != "federated"}
     summary = {
-        "rounds": int(last["round"]),
+        "rounds": int(rows[-1]["round"]),
         "loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),  # None: nobody ever came
-        **final,
-        **mine,
+        **measured.final,
+        **measured.probes.get("federated", {}),
         **{
             f"{name.replace(' ', '_')}_{key}": value
-            for name, values in probes.items()
+            for name, values in others.items()
             for key, value in values.items()
             if key.endswith("accuracy")
         },
         "epsilon": claim["epsilon"],
-        "alarms": [asdict(alarm) for alarm in alarms],
+        "alarms": [asdict(alarm) for alarm in measured.alarms],
         "seconds": float(sum(row["seconds"] for row in rows)),
         "final_seconds": time.perf_counter() - started,
         "bytes_up": int(sum(row["bytes_up"] for row in rows)),
@@ -63,7 +85,6 @@ def finish(run: Running, initial: Arrays, now: Arrays) -> dict[str, Any]:
     }
     for key in ("knn_accuracy", "linear_accuracy", "random_encoder_linear_accuracy"):
         summary.setdefault(key, None)  # unlabelled data: nothing to measure them on
-    rundir.write("summary.json", summary)
     return summary
 
 

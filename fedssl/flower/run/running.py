@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from fedssl.evaluation import Evaluator
 from fedssl.evaluation.monitor import Monitor
 from fedssl.flower import turns
-from fedssl.flower.aggregation.server import Server
+from fedssl.flower.aggregation.server import Aggregator
 from fedssl.job import Job
 from fedssl.parts import Share
 from fedssl.privacy.accountant import Release
@@ -38,7 +38,7 @@ class Running:
     parameters: frozenset[str]  # of the model, by name
     nodes: Mapping[int, int]  # partition -> node id
     state_dir: Path | None  # where clients outside this process keep their state, if they share our disk
-    aggregation: Server
+    aggregation: Aggregator
     history: turns.History = field(default_factory=turns.History)  # of the merged model
     heard: Heard = field(default_factory=Heard)  # what clients have said that their training cost of their privacy
     spent: dict[int, Release] = field(default_factory=dict)  # of each client's examples, if the run is private

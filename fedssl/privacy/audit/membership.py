@@ -17,7 +17,7 @@ from fedssl import seeds
 from fedssl.client import beside
 from fedssl.errors import ConfigError
 from fedssl.losses.similarity import unit
-from fedssl.method import Augment, Batch, Examples, MultiCrop, SSLMethod, Step
+from fedssl.method import Augment, Batch, Examples, SSLMethod, Step, views_of
 from fedssl.model import Model
 from fedssl.networks.teacher import Target
 from fedssl.parts import Coupling
@@ -166,9 +166,7 @@ def _losses(attacked: Attacked, examples: Examples, group: str) -> Floats:
     for index in torch.split(torch.arange(len(examples), device=device), _BATCH):
         x, total = examples.batch(index), torch.zeros(len(index), device=device)
         for _ in range(draws):
-            views = [*augment.views(x, generator, method.views)]
-            if method.local_views and isinstance(augment, MultiCrop):
-                views += augment.local_views(x, generator, method.local_views)
+            views = views_of(method, augment, x, generator)
             batch = beside(Batch(views, index), method, attacked.public, augment, readings)
             out = method.loss(model, batch, Step(1, 1, 0, 1))
             if out.per_example is None:
