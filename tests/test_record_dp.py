@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from test_laws import interrupted
 from torch import Tensor, nn
 
 from fedssl import config, seeds
+from fedssl.aggregation.noise import Noise as ClientNoise
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError
 from fedssl.job.setup import build_model
@@ -240,6 +242,29 @@ def test_noise_is_never_used_twice() -> None:
     assert not torch.equal(*secure)
     assert 1.9 < float(secure[0].std()) < 2.1
     assert abs(float(np.mean(secure_normal(4000)))) < 0.1
+    assert 0.95 < float(np.std(secure_normal(4000))) < 1.05
+
+
+def test_every_secure_value_is_the_sum_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of records and of clients: a single one would show how floating-point numbers are spaced around the secret."""
+    calls: list[bytes] = []
+    genuine = os.urandom
+    monkeypatch.setattr(os, "urandom", lambda count: calls.append(genuine(count)) or calls[-1])
+    for draw in (
+        lambda: (
+            Noise(seeds.stream(0, "client", 0), True, torch.device("cpu"))
+            .like(torch.zeros(5, dtype=torch.float64), 1.0)
+            .numpy()
+        ),
+        lambda: ClientNoise(0, secure=True).normal((5,), "round", 1),
+    ):
+        calls.clear()
+        value = draw()
+        assert len(calls) == 4
+        words = [np.frombuffer(call, np.uint64).reshape(2, 5) for call in calls]
+        uniform = [((word >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53 for word in words]
+        each = [np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v) for u, v in uniform]
+        np.testing.assert_allclose(value, np.sum(each, 0) / 2, rtol=1e-12)
 
 
 def test_samples_are_poisson_and_their_number_is_public() -> None:

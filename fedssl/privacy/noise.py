@@ -30,14 +30,20 @@ class Noise:
         if not self.secure:
             drawn = torch.randn(value.shape, generator=self._generator, device=self.device, dtype=value.dtype)
             return drawn * deviation
-        # The sum of four, halved, is normal too, and leaves no trace of how floating-point numbers are spaced:
-        # Holohan & Braghin 2021, https://arxiv.org/abs/2107.10138.
-        total = sum(secure_normal(value.numel()) for _ in range(4)) / 2
-        return torch.from_numpy(total).to(value).view(value.shape) * deviation
+        return torch.from_numpy(secure_normal(value.numel())).to(value).view(value.shape) * deviation
 
 
 def secure_normal(count: int) -> np.ndarray:
-    """(count,) float64 standard normal values from the operating system's generator, by Box and Muller."""
+    """(count,) float64 standard normal values from the operating system's generator.
+
+    Each is half the sum of four, which is normal, too, and leaves no trace of how floating-point numbers are spaced:
+    Holohan & Braghin 2021, https://arxiv.org/abs/2107.10138.
+    """
+    total: np.ndarray = sum((_box_muller(count) for _ in range(4)), np.zeros(count)) / 2
+    return total
+
+
+def _box_muller(count: int) -> np.ndarray:
     words = np.frombuffer(os.urandom(16 * count), dtype=np.uint64).reshape(2, count)
     first, second = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
     values: np.ndarray = np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)
