@@ -147,17 +147,17 @@ def steps(rows: Rows) -> str:
 
 @styled
 def figure(rows: Rows) -> Any:
-    """CPU seconds of a round of small clients: what hardly depends on what else the machine does."""
+    """Seconds of a round of small clients; hatched: equal within rounding, the others in bits."""
     systems = compared(rows)[SHOWN]
-    drawing, axes = new(2.1)
+    drawing, axes = new(2.4)
     names = list(reversed(systems))
-    seconds = [statistics.median(later(row, "round_cpu_s") for row in systems[name]) for name in names]
+    seconds = [statistics.median(later(row, "round_s") for row in systems[name]) for name in names]
     colours = [COLOURS[2] if "cohort" in name else COLOURS[0] for name in names]
     axes.barh(names, seconds, color=colours, hatch=[HATCHES[1] if "cohort" in name else "" for name in names])
     for place, total in enumerate(seconds):
         axes.text(total, place, f" {total:.1f}", va="center", fontsize=8)
     work = systems[BARE][0]["work"]
-    axes.set_xlabel(f"CPU seconds a round of {work['clients']} small clients")
+    axes.set_xlabel(f"seconds, {work['clients']} clients")
     axes.set_xmargin(0.12)
     axes.grid(visible=False, axis="y")
     return drawing
