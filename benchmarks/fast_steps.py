@@ -22,7 +22,7 @@ from benchmarks.pages import put
 from benchmarks.speed import table
 from benchmarks.workload import BARE, ROOT, Work
 from fedssl import seeds
-from fedssl.client import optimizer_for
+from fedssl.descent import Descent
 from fedssl.files import write_json
 from fedssl.job.setup import build_model
 from fedssl.method import Batch, Step
@@ -127,15 +127,15 @@ def _step(work: Work, device: torch.device, channels_last: bool, compiled: bool,
     shape = (3, work.size, work.size)
     model, index = build_model(job, shape).to(device).train(), torch.arange(work.batch_size, device=device)
     accelerate(model, channels_last=channels_last, compiled=compiled)
-    optimizer, generator = optimizer_for(model, job.local), seeds.torch_stream(0, "views")
+    descent, generator = Descent(model, job.local), seeds.torch_stream(0, "views")
     views = [torch.rand(work.batch_size, *shape, generator=generator).to(device) for _ in range(2)]
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
+        descent.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             loss = job.method.loss(model, Batch(views, index), Step(1, 1, 0, 1)).loss
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        descent.step(job.local.lr)
         commit_statistics(model)
 
     return step

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.workload import BARE, Work, flop
 from fedssl import seeds
-from fedssl.client import optimizer_for
+from fedssl.descent import Descent
 from fedssl.job.setup import build_model
 from fedssl.method import Batch, Step
 
@@ -28,14 +28,14 @@ def measure_step(_: str, work: Work) -> dict[str, Any]:
         job = work.plan(BARE, Path(folder)).job
     data, generator = job.data.load().train, seeds.torch_stream(job.seed, "views")
     model, index = build_model(job, data.shape).train(), torch.arange(work.batch_size)
-    optimizer = optimizer_for(model, job.local)
+    descent = Descent(model, job.local)
     examples = data.batch(index)
     batch = Batch(list(job.data.augment.views(examples, generator, job.method.views)), index)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
+        descent.zero_grad()
         job.method.loss(model, batch, STEP).loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        descent.step(job.local.lr)
 
     views = _median(lambda: job.data.augment.views(examples, generator, job.method.views))
     taken = _median(step)

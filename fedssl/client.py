@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedssl import schedules, seeds
 from fedssl.cohort import seats
+from fedssl.descent import Descent
 from fedssl.diagnostics import feature_std
 from fedssl.edge.allowance import Allowance
 from fedssl.errors import ConfigError, TrainingError
@@ -96,19 +97,6 @@ class Pull:
         for parameter, start in zip(self.parameters, self.starts, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - start, alpha=self.strength)
-
-
-def optimizer_for(model: nn.Module, local: Local) -> torch.optim.Optimizer:
-    """A fresh optimiser; norms and biases take no weight decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": local.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if local.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=local.lr, momentum=local.momentum)
-    return torch.optim.AdamW(groups, lr=local.lr, fused=True)
 
 
 class Training:
@@ -197,25 +185,23 @@ class Training:
 
         Nothing waits for the device, unless somebody counts its seconds.
         """
-        optimizer = optimizer_for(self.model, self.local)
+        descent = Descent(self.model, self.local)
         if self.allowance is not None:
             self.allowance.begin()
         for i in range(self.done):
             if i and self.allowance is not None and not self._another(self.allowance):
                 self.done = i
                 break
-            self.step(i, self.batch(i) if i or first is None else first, optimizer)
+            self.step(i, self.batch(i) if i or first is None else first, descent)
 
     def _another(self, allowance: Allowance) -> bool:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return allowance.another()
 
-    def step(self, i: int, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
+    def step(self, i: int, batch: Batch, descent: Descent) -> None:
         """Take step `i`."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.rate(i)
-        optimizer.zero_grad(set_to_none=True)
+        descent.zero_grad()
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.local.precision == "bf16")
         again = recomputing(self.model["encoder"]) if self.local.checkpointing else nullcontext()
         with half, again:
@@ -224,7 +210,7 @@ class Training:
             self.pull.apply()
         if self.local.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.trainable, self.local.clip_norm)
-        optimizer.step()
+        descent.step(self.rate(i))
         commit_statistics(self.model)
         for name, value in scalars(out).items():
             self.totals[name] = self.totals.get(name, 0) + value * len(batch.index)

@@ -18,7 +18,7 @@ LAYERS = (
         *("partition", "participation", "compression", "edge"),
     },
     {
-        *("draws", "model", "method", "temperature", "schedules", "diagnostics", "probes", "duplicates"),
+        *("draws", "descent", "model", "method", "temperature", "schedules", "diagnostics", "probes", "duplicates"),
         *("networks", "losses", "theory", "measures", "modalities", "datasets", "methods.common"),
     },
     {"methods", "gradient", "client", "cohort", "workshop", "privacy", "aggregation"},

@@ -10,9 +10,8 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from fedssl.client import Local, Pull
+from fedssl.descent import BETAS, EPS
 from fedssl.model import Model
-
-_BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's own
 
 
 class Stack:
@@ -85,7 +84,7 @@ class Rows:
 
 
 class Optimizers:
-    """The clients' optimisers as one; like `fedssl.client.optimizer_for`, they decay matrices and kernels only."""
+    """The clients' optimisers as one; like `fedssl.descent.Descent`, they decay matrices and kernels only."""
 
     def __init__(self, stack: Stack, local: Local) -> None:
         self._local = local
@@ -117,7 +116,7 @@ class Optimizers:
             counts = [torch.tensor(taken - 1.0, device=p.device) for p in parameters]
             adamw(
                 parameters, gradients, first, [moment[1] for moment in moments], [], counts, fused=True, amsgrad=False,
-                beta1=_BETAS[0], beta2=_BETAS[1], lr=rate, weight_decay=decay, eps=_EPS, maximize=False,
+                beta1=BETAS[0], beta2=BETAS[1], lr=rate, weight_decay=decay, eps=EPS, maximize=False,
             )  # fmt: skip
         for (name, _), taken_moments in zip(chosen, moments, strict=True):
             for there, moment in zip(self._moments[name], taken_moments, strict=True):

@@ -1,0 +1,79 @@
+"""The optimisers of local training: SGD with momentum, and AdamW."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW; torch's own
+
+
+class Settings(Protocol):
+    """What an optimiser is made of; `Local` has it."""
+
+    @property
+    def optimizer(self) -> str:
+        """`sgd` or `adamw`."""
+        ...
+
+    @property
+    def momentum(self) -> float:
+        """Of sgd."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """Of matrices and kernels."""
+        ...
+
+
+class Descent:
+    """A fresh optimiser of a model's trained parameters; norms and biases take no weight decay.
+
+    It takes the steps of `torch.optim.SGD` and of the fused `torch.optim.AdamW`, bit for bit, by the functions that
+    these call. The classes themselves import torch's compiler when the first one is made: 800 modules, and more than a
+    second before the first step of every process.
+    """
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        self._settings = settings
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._momenta: dict[nn.Parameter, Tensor | None] = {}
+        self._moments: dict[nn.Parameter, tuple[Tensor, Tensor, Tensor]] = {}  # first, second, steps taken
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Move the parameters that have a gradient, with this learning rate."""
+        for decays in (True, False):
+            chosen = [p for p in self._parameters if (p.dim() > 1) is decays and p.grad is not None]
+            if chosen:
+                move = self._sgd if self._settings.optimizer == "sgd" else self._adamw
+                move(chosen, rate, self._settings.weight_decay if decays else 0.0)
+
+    def _sgd(self, chosen: list[nn.Parameter], rate: float, decay: float) -> None:
+        momenta = [self._momenta.get(p) for p in chosen]
+        sgd(
+            list[Tensor](chosen), [p.grad for p in chosen if p.grad is not None], momenta, weight_decay=decay,
+            momentum=self._settings.momentum, lr=rate, dampening=0.0, nesterov=False, maximize=False,
+        )  # fmt: skip
+        self._momenta.update(zip(chosen, momenta, strict=True))  # the first step has made them
+
+    def _adamw(self, chosen: list[nn.Parameter], rate: float, decay: float) -> None:
+        for p in chosen:
+            if p not in self._moments:
+                zeros = (torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2))
+                self._moments[p] = (*zeros, torch.zeros((), device=p.device))  # type: ignore[assignment]
+        first, second, taken = (list(each) for each in zip(*(self._moments[p] for p in chosen), strict=True))
+        adamw(
+            list[Tensor](chosen), [p.grad for p in chosen if p.grad is not None], first, second, [], taken, fused=True,
+            amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=rate, weight_decay=decay, eps=EPS, maximize=False,
+        )  # fmt: skip
