@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+if TYPE_CHECKING:
+    from fedssl.client import Local
+
 BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW; torch's own
-
-
-class Settings(Protocol):
-    """What an optimiser is made of; `Local` has it."""
-
-    @property
-    def optimizer(self) -> str:
-        """`sgd` or `adamw`."""
-        ...
-
-    @property
-    def momentum(self) -> float:
-        """Of sgd."""
-        ...
-
-    @property
-    def weight_decay(self) -> float:
-        """Of matrices and kernels."""
-        ...
 
 
 class Descent:
@@ -39,8 +23,8 @@ class Descent:
     second before the first step of every process.
     """
 
-    def __init__(self, model: nn.Module, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, model: nn.Module, local: Local) -> None:
+        self._local = local
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._momenta: dict[nn.Parameter, Tensor | None] = {}
         self._moments: dict[nn.Parameter, tuple[Tensor, Tensor, Tensor]] = {}  # first, second, steps taken
@@ -56,14 +40,14 @@ class Descent:
         for decays in (True, False):
             chosen = [p for p in self._parameters if (p.dim() > 1) is decays and p.grad is not None]
             if chosen:
-                move = self._sgd if self._settings.optimizer == "sgd" else self._adamw
-                move(chosen, rate, self._settings.weight_decay if decays else 0.0)
+                move = self._sgd if self._local.optimizer == "sgd" else self._adamw
+                move(chosen, rate, self._local.weight_decay if decays else 0.0)
 
     def _sgd(self, chosen: list[nn.Parameter], rate: float, decay: float) -> None:
         momenta = [self._momenta.get(p) for p in chosen]
         sgd(
             list[Tensor](chosen), [p.grad for p in chosen if p.grad is not None], momenta, weight_decay=decay,
-            momentum=self._settings.momentum, lr=rate, dampening=0.0, nesterov=False, maximize=False,
+            momentum=self._local.momentum, lr=rate, dampening=0.0, nesterov=False, maximize=False,
         )  # fmt: skip
         self._momenta.update(zip(chosen, momenta, strict=True))  # the first step has made them
 

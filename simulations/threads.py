@@ -70,13 +70,13 @@ def _in_processes(count: int, seconds: float) -> list[int]:
 
     fork, pipes = multiprocessing.get_context("fork"), [multiprocessing.Pipe(duplex=False) for _ in range(count)]
     children = [fork.Process(target=work, args=(end,), daemon=True) for _, end in pipes]
-    for child in children:
+    for child, (_, end) in zip(children, pipes, strict=True):
         child.start()
+        end.close()  # or a child that dies would be waited for
     taken = [int(start.recv_bytes()) for start, _ in pipes]
-    for child, (start, end) in zip(children, pipes, strict=True):
+    for child, (start, _) in zip(children, pipes, strict=True):
         child.join()
         start.close()
-        end.close()
     return taken
 
 

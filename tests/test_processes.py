@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_same, execute, final_arrays
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message
+from safetensors import SafetensorError
 from test_codec import ARRAYS, app_of, ask
 from test_laws import BUFFERED, interrupted, metrics
 
@@ -144,6 +145,16 @@ def test_a_worker_that_dies_ends_the_run(strict: bool) -> None:
     died = pytest.raises(WorkerDiedError, match=r"signal 9.*fedssl resume")
     with died, InProcessGrid(app_of(work), 3, 2, fail_fast=strict, processes=True) as grid:
         list(grid.send_and_receive(ask([1, 2, 3])))
+    assert not multiprocessing.active_children()
+
+
+def test_a_message_that_cannot_be_packed_is_a_failure_and_nobody_waits() -> None:
+    def work(*_: object) -> Arrays:
+        return ARRAYS
+
+    content = codec.instruction(codec.encode({"a.s": np.array(["words"])}), ConfigRecord({}))
+    with pytest.raises(SafetensorError, match="dtype"), InProcessGrid(app_of(work), 1, 1, processes=True) as grid:
+        list(grid.send_and_receive([Message(content, 1, "train")]))
     assert not multiprocessing.active_children()
 
 

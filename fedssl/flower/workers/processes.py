@@ -75,9 +75,10 @@ class Process:
                 f"a worker process ended by itself ({_ending(self._child.exitcode)}): free memory or take fewer "
                 "engine.workers; `fedssl resume` continues from the last checkpoint"
             )
-            for call in calls:
-                call.failure = call.failure or lost
-                call.finished.set()
+            _fail(calls, lost)
+        except Exception as error:  # noqa: BLE001  # handed to the thread that waits for the replies
+            self.stop()  # what is left on the wire belongs to nobody
+            _fail(calls, error)
 
     def close(self) -> None:
         """Let the child end, and wait for it."""
@@ -116,6 +117,13 @@ class Process:
                 call.reply = _unpack_message(self.wire)
             else:
                 call.failure = _error(*failure)
+            call.finished.set()
+
+
+def _fail(calls: Sequence[Call], failure: Exception) -> None:
+    for call in calls:
+        if not call.finished.is_set():
+            call.failure = failure
             call.finished.set()
 
 
