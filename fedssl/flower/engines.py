@@ -23,6 +23,7 @@ from fedssl.flower.client.trust import SIMULATED
 from fedssl.flower.client_app import app as client_app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.server import federate
+from fedssl.flower.workers.heap import keep_freed
 from fedssl.job import Job
 from fedssl.job.setup import data_of, device_of, public_of
 from fedssl.job.shards import parts_of
@@ -78,6 +79,7 @@ class InProcess:
 
     def run(self, job: Job, rundir: RunDirectory, reporter: Reporter) -> dict[str, Any]:
         """See `Engine`."""
+        keep_freed()
         torch.set_num_threads(job.threads)
         cores = max(1, len(os.sched_getaffinity(0)) // job.threads)
         workers = self.workers or (cores if device_of(job).type == "cpu" else 1)
