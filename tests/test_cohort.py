@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -221,6 +222,36 @@ def test_seats_wait_for_those_who_come_and_for_nobody_else() -> None:
         thread.join(timeout=20)
     assert seen == [[0, 2, 3]], "in the order of the seats"
     assert sorted(type(error).__name__ for error in raised) == ["KeyError", "ValueError"]
+
+
+def test_one_thread_of_a_cohort_runs_at_a_time() -> None:
+    """Before they sit down and after they have been trained, in whatever order; training waits for nobody's floor."""
+    running, most = set[int](), []
+
+    def train(there: Sequence[Any]) -> list[BaseException | None]:
+        return [None] * len(there)
+
+    meeting: Meeting[Any] = Meeting(5, train)
+
+    def busy(number: int) -> None:
+        running.add(number)
+        time.sleep(0.01)  # lets go of Python's lock, as calls of torch do
+        most.append(len(running))
+        running.discard(number)
+
+    def one(number: int) -> None:
+        with seat(meeting, number):
+            busy(number)
+            if number != 1:  # this one leaves without
+                take(object())  # type: ignore[arg-type]
+            busy(number)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert most == [1] * 10
 
 
 def test_the_fastest_size_is_chosen_by_what_was_measured() -> None:

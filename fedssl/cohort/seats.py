@@ -1,4 +1,8 @@
-"""Where clients that train at the same time meet: each has a thread, and one of them takes the steps of all."""
+"""Where clients that train at the same time meet: each has a thread, and one of them takes the steps of all.
+
+Only one of these threads runs at a time. They share a core, and what they do around the steps is short calls of torch,
+each of which lets go of Python's lock: sixteen threads that pass it on take longer than one after another.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +35,24 @@ class Meeting(Generic[R]):
         self._missing, self._train = seats, train
         self._there: list[tuple[int, R]] = []
         self._lock, self._over = threading.Lock(), threading.Event()
+        self.floor = threading.Lock()  # held by the thread that runs
         self._failures: dict[int, BaseException | None] = {}
 
     def sit(self, seat: int, runs: R) -> None:
-        """Wait until this client has been trained, by this thread or another.
+        """Wait until this client has been trained, by this thread or another; the others run meanwhile.
 
         Raises:
             BaseException: whatever this client's training raised.
         """
         with self._lock:
             self._there.append((seat, runs))
-        self._arrived()
-        while not self._over.wait(timeout=1.0):  # so that ctrl-C is heard
-            pass
+        self.floor.release()
+        try:
+            self._arrived()
+            while not self._over.wait(timeout=1.0):  # so that ctrl-C is heard
+                pass
+        finally:
+            self.floor.acquire()
         failure = self._failures[seat]
         if failure is not None:
             raise failure
@@ -76,10 +85,11 @@ _seat = _Seat()
 
 @contextmanager
 def seat(meeting: Meeting[Any], number: int) -> Iterator[None]:
-    """Give this thread a seat: the next `take` in it trains with the others."""
+    """Give this thread a seat, and the floor: the next `take` in it trains with the others."""
     _seat.meeting, _seat.number = meeting, number
     try:
-        yield
+        with meeting.floor:
+            yield
     finally:
         left, _seat.meeting = _seat.meeting, None
         if left is not None:  # it never sat down
