@@ -16,6 +16,7 @@ from torch.func import grad, vmap
 from fedssl import seeds
 from fedssl.errors import ConfigError
 from fedssl.losses import info_nce, negative_cosine, nt_xent
+from fedssl.losses.similarity import cross_entropies
 
 property_test = settings(max_examples=25, deadline=None, derandomize=True)
 sizes = st.tuples(st.integers(1, 7), st.integers(2, 6), st.integers(0, 10_000))  # B, D, seed
@@ -178,6 +179,19 @@ def test_the_target_of_negative_cosine_gets_no_gradient() -> None:
     assert y.grad is None
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+
+
+def test_cross_entropies_are_torchs_bit_for_bit() -> None:
+    """Values and gradients, so that no run changes with the way by which `vmap` finds them."""
+    for dtype in (torch.float32, torch.float64):
+        logits = (20 * normal(9, 6, dtype=dtype)).masked_fill(normal(9, 6, seed=1) > 1.5, -math.inf).requires_grad_()
+        classes = torch.arange(9) % 6
+        logits.data[torch.arange(9), classes] = normal(9, seed=2, dtype=dtype)
+        mine, torchs = cross_entropies(logits, classes), F.cross_entropy(logits, classes, reduction="none")
+        assert torch.equal(mine, torchs)
+        weights = normal(9, seed=3, dtype=dtype)
+        slopes = [torch.autograd.grad((x * weights).sum(), logits)[0] for x in (mine, torchs)]
+        assert torch.equal(*slopes)
 
 
 @property_test

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedssl.errors import ConfigError
 from fedssl.losses._checks import check_embeddings, check_floating, check_negatives, check_pair, check_temperature
-from fedssl.losses.similarity import diagonal, product, ready_for, unit, wide
+from fedssl.losses.similarity import cross_entropies, diagonal, product, ready_for, unit, wide
 
 
 def info_nce(
@@ -105,7 +104,7 @@ def nt_xent(
         against = product(z / temperature, ready(negatives).T)  # (2B, K)
         logits = torch.cat([logits, against.masked_fill((negatives == 0).all(1), -torch.inf)], dim=1)
     partner = torch.arange(2 * b, device=z.device).roll(b)  # row i of z1 has column B + i, of z2 column i
-    both = F.cross_entropy(logits, partner, reduction="none")
+    both = cross_entropies(logits, partner)
     return (both[:b] + both[b:]) / 2
 
 

@@ -46,6 +46,14 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
 
+def cross_entropies(logits: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy of each row of logits (N, C) with its class (N,), as (N,): that of torch, bit for bit.
+
+    Under `vmap` torch's own imports sympy, which takes as long as hundreds of the steps that it is called in.
+    """
+    return -torch.log_softmax(logits, dim=1).gather(1, classes[:, None])[:, 0]
+
+
 def diagonal(matrix: Tensor) -> Tensor:
     """Where a square matrix (N, N) has its diagonal, as booleans."""
     return torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)

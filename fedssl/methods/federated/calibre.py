@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedssl.errors import ConfigError
 from fedssl.losses import nt_xent
-from fedssl.losses.similarity import product, unit, wide
+from fedssl.losses.similarity import cross_entropies, product, unit, wide
 from fedssl.method import Augment, Batch, Examples, LossOutput, Sizes, SSLMethod, Step
 from fedssl.methods.common.clustering import kmeans
 from fedssl.model import Model
@@ -107,7 +107,7 @@ def prototype_contrast(a: Tensor, b: Tensor, there: Tensor, temperature: float) 
     # A row whose every column is out would give nan, also in its gradient: it gets one, and does not count.
     logits = torch.where(present[:, None], logits, torch.eye(len(z)).to(z))
     partner = torch.arange(len(z), device=z.device).roll(len(a))
-    return _mean(F.cross_entropy(logits, partner, reduction="none"), present)
+    return _mean(cross_entropies(logits, partner), present)
 
 
 def prototype_entropy(prototypes: Tensor, queries: Tensor, members: Tensor, there: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def prototype_entropy(prototypes: Tensor, queries: Tensor, members: Tensor, ther
     closeness = 2 * product(unit(queries), unit(prototypes).T) - 2  # (N, K): minus the squared distance
     logits = torch.where(there, closeness, -1e4)
     own = members.argmax(1)
-    return _mean(F.cross_entropy(logits, own, reduction="none"), there[own])
+    return _mean(cross_entropies(logits, own), there[own])
 
 
 def _mean(x: Tensor, counts: Tensor) -> Tensor:
