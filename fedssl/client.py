@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -137,11 +138,9 @@ class Training:
         self.round, self.rounds, self.seed, self.client = round, rounds, seed, client
         self.device = device = next(model.parameters()).device
         path = self._path = ("client", client, "round", round)
-        again = ("attempt", attempt) if attempt > 1 else ()
-        order = seeds.stream(seed, *path, *again, "order")
-        self.noise = seeds.stream(seed, *path, *again, "gradient")
+        self._again = ("attempt", attempt) if attempt > 1 else ()
+        order = seeds.stream(seed, *path, *self._again, "order")
         self.generator = seeds.torch_stream(seed, *path, "augment", device=device)
-        self.readings = seeds.stream(seed, *path, "public")
         drawn = gradient.batches(len(data), local.batch_size, local.epochs, order)
         self.batches = [index.to(device) for index in drawn]
         self.steps = len(self.batches)
@@ -151,9 +150,20 @@ class Training:
         self.seen = 0
         self.features: Tensor | None = None
 
+    @cached_property
+    def noise(self) -> np.random.Generator:
+        """What a private gradient draws from."""
+        return seeds.stream(self.seed, *self._path, *self._again, "gradient")
+
+    @cached_property
+    def readings(self) -> np.random.Generator:
+        """What public examples are drawn by."""
+        return seeds.stream(self.seed, *self._path, "public")
+
     def begin(self) -> None:
         """Bring the model into the state of a first step."""
-        self.model.train()
+        if not all(module.training for module in self.model.modules()):  # to set it again takes longer
+            self.model.train()
         accelerate(self.model, channels_last=self.local.channels_last, compiled=self.local.compiled)
         discard_statistics(self.model)
         parts = self.method.parts

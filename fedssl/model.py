@@ -18,9 +18,20 @@ from fedssl.parts import Arrays, Layout, Part
 Model = nn.ModuleDict  # its keys are the names of the parts
 
 
-def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and persistent buffer of a model under its wire name, without copying."""
-    yield from model.state_dict(keep_vars=True).items()
+def tensors(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and persistent buffer of a model under its wire name, without copying.
+
+    The names and the order of `state_dict`, in less than half of its time: a client's turn asks several times.
+    """
+    for name, parameter in model._parameters.items():
+        if parameter is not None:
+            yield prefix + name, parameter
+    for name, buffer in model._buffers.items():
+        if buffer is not None and name not in model._non_persistent_buffers_set:
+            yield prefix + name, buffer
+    for name, module in model._modules.items():
+        if module is not None:
+            yield from tensors(module, f"{prefix}{name}.")
 
 
 def norm_keys(model: nn.Module) -> frozenset[str]:
@@ -75,11 +86,14 @@ def to_arrays(model: nn.Module, keys: Collection[str] | None = None) -> Arrays:
     """
     if keys is not None and not keys:
         return {}  # to ask a model for its arrays takes longer than to copy small ones
-    return {
-        name: value.detach().to("cpu", copy=True).numpy()
-        for name, value in tensors(model)
-        if keys is None or name in keys
-    }
+    return {name: _copied(value.detach()) for name, value in tensors(model) if keys is None or name in keys}
+
+
+def _copied(value: Tensor) -> np.ndarray:
+    if value.device.type != "cpu":
+        return value.cpu().numpy()
+    array: np.ndarray = value.numpy().copy()  # in less time than torch's own copy, if it is small
+    return array
 
 
 @torch.no_grad()
@@ -108,16 +122,8 @@ def pairs(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
     A teacher is a `ModuleDict` whose keys are the parts it follows.
     """
     for name in part.follows:
-        yield from zip(_state(model[part.name].get_submodule(name)), _state(model[name]), strict=True)
-
-
-def _state(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and persistent buffers in the order of `tensors`, without the names, which take their time."""
-    for each in module.modules():
-        yield from (parameter for parameter in each._parameters.values() if parameter is not None)
-        for name, buffer in each._buffers.items():
-            if buffer is not None and name not in each._non_persistent_buffers_set:
-                yield buffer
+        follower, followed = tensors(model[part.name].get_submodule(name)), tensors(model[name])
+        yield from ((mine, theirs) for (_, mine), (_, theirs) in zip(follower, followed, strict=True))
 
 
 @torch.no_grad()

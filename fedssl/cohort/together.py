@@ -19,7 +19,7 @@ from fedssl.cohort.views import joint_views
 from fedssl.errors import FedsslError
 from fedssl.gradient import PlainGradient
 from fedssl.method import Batch, LossOutput, SSLMethod, Step
-from fedssl.model import Model
+from fedssl.model import Model, tensors
 from fedssl.networks.norms import commit_statistics, discard_statistics
 
 
@@ -53,7 +53,7 @@ def _stacks(training: Training) -> bool:
 
 def _kind(training: Training) -> tuple[object, ...]:
     """What clients must have in common."""
-    shapes = tuple((name, value.shape, value.dtype) for name, value in training.model.state_dict().items())
+    shapes = tuple((name, value.shape, value.dtype) for name, value in tensors(training.model))
     return training.method, training.local, training.device, training.pull is None, shapes
 
 

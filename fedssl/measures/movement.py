@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from fedssl.model import Model, pairs
 from fedssl.parts import Part
@@ -26,7 +25,10 @@ class Movement:
         self._model = model
         self._followers = [part for part in parts if part.teaches]
         watched = [part.name for part in parts if part.trainable or part.teaches]
-        self._watched = {name: [p for p in model[name].parameters() if p.is_floating_point()] for name in watched}
+        # The parameters themselves: a cohort moves their values to where those of the other clients are.
+        self._watched: dict[str, list[Tensor]] = {
+            name: [p for p in model[name].parameters() if p.is_floating_point()] for name in watched
+        }
         self._start = {name: _copies(parameters) for name, parameters in self._watched.items()}
         self._before: dict[str, list[Tensor]] = {}
 
@@ -42,15 +44,19 @@ class Movement:
         TEACHER_gap is its distance from what it follows, relative to the norm of that (0: it is the student), and
         TEACHER_step the share of that distance that its last step covered (1 - decay; 0 where there was none).
         """
-        found: dict[str, Tensor] = {}
+        found: dict[str, tuple[Tensor, Tensor]] = {}
         for name, start in self._start.items():
-            found[f"{name}_moved"] = _ratio(_distance(self._watched[name], start), _norm(start))
+            found[f"{name}_moved"] = _distance(self._watched[name], start), _length(start)
         for part in self._followers:
             teacher, student = (list(side) for side in zip(*_followed(self._model, part), strict=True))
-            found[f"{part.name}_gap"] = _ratio(_distance(teacher, student), _norm(student))
+            found[f"{part.name}_gap"] = _distance(teacher, student), _length(student)
             before = self._before.get(part.name, teacher)
-            found[f"{part.name}_step"] = _ratio(_distance(teacher, before), _distance(student, before))
-        return {name: value.item() for name, value in found.items()}
+            found[f"{part.name}_step"] = _distance(teacher, before), _distance(student, before)
+        if not found:
+            return {}
+        device = next(self._model.parameters()).device  # a part without parameters is nowhere
+        far, whole = (torch.stack([x.to(device) for x in side]) for side in zip(*found.values(), strict=True))
+        return dict(zip(found, _ratio(far, whole).tolist(), strict=True))
 
 
 def _followed(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
@@ -58,20 +64,21 @@ def _followed(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
     return (pair for pair in pairs(model, part) if isinstance(pair[1], nn.Parameter) and pair[1].is_floating_point())
 
 
+@torch.no_grad()
 def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in tensors]
+    return [tensor.clone() for tensor in tensors]
 
 
-def _norm(a: Sequence[Tensor]) -> Tensor:
-    return _length(x.detach() for x in a)
+def _distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    return _length(torch._foreach_sub(a, b) if a else ())
 
 
-def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    return _length(x.detach() - y for x, y in zip(a, b, strict=True))
-
-
-def _length(tensors: Iterable[Tensor]) -> Tensor:
-    return get_total_norm([x.float() for x in tensors])
+def _length(tensors: Sequence[Tensor]) -> Tensor:
+    """Of all as one vector; as `torch.nn.utils.get_total_norm`, which sorts them by device and type first."""
+    if not tensors:
+        return torch.tensor(0.0)
+    length: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([x.float() for x in tensors])))
+    return length
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

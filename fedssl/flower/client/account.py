@@ -65,7 +65,9 @@ def settle(
     paid = pay(gradient, state.ledger, *turn, work, lost)
     told = clients.told(asked.config)
     own = pay_turn(job.aggregation, job.planned, state.own, turn, lost, told, context.node_config)
-    replace(state, ledger=paid.ledger.text(), own=own).save(context)
+    ledger = paid.ledger.text()
+    if (ledger, own) != (state.ledger, state.own):
+        replace(state, ledger=ledger, own=own).save(context)
     return Account(gradient, paid, own, allowance)
 
 
