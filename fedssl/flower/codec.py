@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Any, TypeVar, cast
 
@@ -54,6 +54,10 @@ class LazyArray(Array):
 
     def numpy(self) -> np.ndarray:
         """The array itself, read-only: server and clients share its memory in one process."""
+        return self._view
+
+    @cached_property
+    def _view(self) -> np.ndarray:  # made once for all clients of a round
         view = self._value.view()
         view.flags.writeable = False
         return view
