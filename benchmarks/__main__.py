@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import cost, speed
 from benchmarks.machine import machine
 from benchmarks.speed import RESULTS
-from benchmarks.workload import ROOT, SYSTEMS, Work, fresh
+from benchmarks.workload import PFL, RAY, ROOT, SYSTEMS, Work, fresh
 from fedssl.files import write_json
 
 SMALL = Work(clients=100, rounds=2, examples=16, width=8)
@@ -38,19 +38,20 @@ ALONE, AUTO = "in_process, 1 worker", "in_process, cohort=auto"
 STEPS = ((8, 4, 16), (8, 32, 16), (8, 8, 32), (16, 8, 32), (16, 64, 32), (32, 32, 32), (64, 16, 32), (16, 256, 32))
 
 
-def cells(turns: int) -> Iterator[tuple[str, str, int, Work]]:
-    """(group, name, turn, workload) of every measurement, in order."""
+def cells(turns: int, left_out: Collection[str] = ()) -> Iterator[tuple[str, str, int, Work]]:
+    """(group, name, turn, workload) of every measurement of the systems that are there, in order."""
     for width, batch, size in STEPS:
         work = Work(clients=1, examples=batch, batch_size=batch, size=size, width=width)
         yield f"step, width {width}, batch {batch}, {size}x{size}", "step: ", 0, work
     first, *more = COMPARED
-    yield from _compared([first], 0)
+    systems = [system for system in SYSTEMS if system not in left_out]
+    yield from _compared([first], systems, 0)
     yield from _grown()
     for group in (first, *more):
         yield group, "difference: in_process, cohort=16", 0, COMPARED[group]
-    yield from _compared(more, 0)
+    yield from _compared(more, systems, 0)
     for turn in range(1, turns):
-        yield from _compared([first, *more], turn)
+        yield from _compared([first, *more], systems, turn)
 
 
 def _grown() -> Iterator[tuple[str, str, int, Work]]:
@@ -63,9 +64,9 @@ def _grown() -> Iterator[tuple[str, str, int, Work]]:
         yield f"pool of {pool}", ALONE, 0, replace(TINY, clients=pool, sampled=10)
 
 
-def _compared(groups: Sequence[str], turn: int) -> Iterator[tuple[str, str, int, Work]]:
+def _compared(groups: Sequence[str], systems: Sequence[str], turn: int) -> Iterator[tuple[str, str, int, Work]]:
     for group in groups:
-        for system in SYSTEMS:
+        for system in systems:
             yield group, system, turn, COMPARED[group]
 
 
@@ -88,7 +89,7 @@ def collect(todo: Sequence[tuple[str, str, int, Work]], out: Path, again: bool, 
         write_json(out, result)
 
 
-def main(arguments: Sequence[str] | None = None, once: Once = fresh) -> int:
+def main(arguments: Sequence[str] | None = None, once: Once | None = None) -> int:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure speed and scale.")
     parser.add_argument("--turns", type=int, default=3, help="of all systems on all compared workloads")
@@ -96,15 +97,19 @@ def main(arguments: Sequence[str] | None = None, once: Once = fresh) -> int:
     parser.add_argument("--again", action="store_true", help="measure what has been measured, too")
     parser.add_argument("--tables", action="store_true", help="only write documents from the rows that are there")
     parser.add_argument("--no-ray", dest="ray", action="store_false", help="leave Ray out")
+    parser.add_argument("--pfl", type=Path, help="a folder with pfl-research, which is left out otherwise")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     chosen = parser.parse_args(arguments)
-    ray = chosen.ray and find_spec("ray") is not None
-    todo = [
-        cell for cell in cells(chosen.turns) if chosen.only in f"{cell[0]}: {cell[1]}" and (ray or "ray" not in cell[1])
-    ]
+    there = {RAY: chosen.ray and find_spec("ray") is not None, PFL: chosen.pfl is not None}
+    left_out = [system for system, found in there.items() if not found]
+    todo = [cell for cell in cells(chosen.turns, left_out) if chosen.only in f"{cell[0]}: {cell[1]}"]
+
+    def measured(name: str, work: Work) -> dict[str, Any]:
+        return fresh(name, work, chosen.pfl.resolve() if name == PFL else None)
+
     if not chosen.tables:
-        collect(todo, chosen.out, chosen.again, once)
+        collect(todo, chosen.out, chosen.again, once or measured)
     result = json.loads(chosen.out.read_text())
     speed.write(result, chosen.docs, chosen.out.parent)
     cost.write(result, chosen.docs)

@@ -120,8 +120,8 @@ def full(result: Mapping[str, Any]) -> str:
 
 NOTE = (
     "One torch thread a client, fresh processes, systems in turn; medians, and ratios of neighbours of a turn. Rounds "
-    "without the first. Memory is that of all processes; pages they share count in each. `FedAvg by hand` draws its "
-    "own random numbers; all others but the cohorts end with equal bits, which is checked."
+    "without the first. Memory is that of all processes; pages they share count in each. `FedAvg by hand` and "
+    "`pfl-research` draw their own random numbers; all others but the cohorts end with equal bits, which is checked."
 )
 
 

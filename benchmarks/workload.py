@@ -41,12 +41,13 @@ from fedssl.parts import Arrays
 from fedssl.progress import Reporter
 
 ROOT = Path(__file__).resolve().parents[1]
-BARE, BY_HAND, RAY = "bare loop", "FedAvg by hand", "ray, 2 cpus"
+BARE, BY_HAND, PFL, RAY = "bare loop", "FedAvg by hand", "pfl-research", "ray, 2 cpus"
 ONE = ("engine=in_process", "engine.workers=1")
 TWO = ("engine=processes", "engine.workers=2")
 SYSTEMS = {  # name: overrides of the engine
     BARE: (),
     BY_HAND: (),
+    PFL: (),
     "in_process, 1 worker": ONE,
     "in_process, 2 workers": ("engine=in_process", "engine.workers=2"),
     "processes, 2 workers": TWO,
@@ -141,6 +142,10 @@ def train(system: str, work: Work, folder: Path, clock: Reporter) -> Arrays:
     plan = work.plan(system, folder)
     if system in (BARE, BY_HAND):
         return (bare if system == BARE else by_hand)(plan.job, clock)
+    if system == PFL:
+        from benchmarks.pfl_research import federate
+
+        return federate(plan.job, clock)
     rundir = plan.open()
     plan.build_engine().run(plan.job, rundir, clock)
     point = rundir.latest()
@@ -224,12 +229,12 @@ class Clock(Reporter):
         self.sent = {key: row[key] for key in ("bytes_up", "bytes_down") if key in row}
 
 
-def fresh(name: str, work: Work) -> dict[str, Any]:
-    """One measurement in a process of its own; see `here`."""
+def fresh(name: str, work: Work, beside: Path | None = None) -> dict[str, Any]:
+    """One measurement in a process of its own; see `here`. It finds the packages of the folder `beside`, too."""
     command = [sys.executable, "-m", "benchmarks.workload", name, json.dumps(asdict(work))]
     with tempfile.TemporaryDirectory() as home:
         own = {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(map(str, filter(None, (ROOT, beside)))),
             "FLWR_HOME": home,
             "FLWR_TELEMETRY_ENABLED": "0",
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,13 @@ class Movement:
         self._followers = [part for part in parts if part.teaches]
         watched = [part.name for part in parts if part.trainable or part.teaches]
         # The parameters themselves: a cohort moves their values to where those of the other clients are.
-        self._watched: dict[str, list[Tensor]] = {
-            name: [p for p in model[name].parameters() if p.is_floating_point()] for name in watched
-        }
-        self._start = {name: _copies(parameters) for name, parameters in self._watched.items()}
-        self._before: dict[str, list[Tensor]] = {}
+        self._watched = {name: [p for p in model[name].parameters() if p.is_floating_point()] for name in watched}
+        self._start = {name: _vector(parameters) for name, parameters in self._watched.items()}
+        self._before: dict[str, Tensor] = {}
 
     def before_following(self) -> None:
         """Remember where the teacher is; called after the optimiser's last step and before the teacher's."""
-        self._before = {part.name: _copies(a for a, _ in _followed(self._model, part)) for part in self._followers}
+        self._before = {part.name: _vector(_followed(self._model, part)[0]) for part in self._followers}
 
     @torch.no_grad()
     def measures(self) -> dict[str, float]:
@@ -46,39 +44,32 @@ class Movement:
         """
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for name, start in self._start.items():
-            found[f"{name}_moved"] = _distance(self._watched[name], start), _length(start)
+            found[f"{name}_moved"] = _vector(self._watched[name]) - start, start
         for part in self._followers:
-            teacher, student = (list(side) for side in zip(*_followed(self._model, part), strict=True))
-            found[f"{part.name}_gap"] = _distance(teacher, student), _length(student)
+            teacher, student = map(_vector, _followed(self._model, part))
+            found[f"{part.name}_gap"] = teacher - student, student
             before = self._before.get(part.name, teacher)
-            found[f"{part.name}_step"] = _distance(teacher, before), _distance(student, before)
+            found[f"{part.name}_step"] = teacher - before, student - before
         if not found:
             return {}
-        device = next(self._model.parameters()).device  # a part without parameters is nowhere
-        far, whole = (torch.stack([x.to(device) for x in side]) for side in zip(*found.values(), strict=True))
+        far, whole = (self._lengths(side) for side in zip(*found.values(), strict=True))
         return dict(zip(found, _ratio(far, whole).tolist(), strict=True))
 
+    def _lengths(self, vectors: Sequence[Tensor]) -> Tensor:
+        device = next(self._model.parameters()).device  # a part without parameters is nowhere
+        return torch.stack([torch.linalg.vector_norm(x).to(device) for x in vectors])
 
-def _followed(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-    """(teacher's, student's) parameters; buffers, such as batch statistics, have a life of their own."""
-    return (pair for pair in pairs(model, part) if isinstance(pair[1], nn.Parameter) and pair[1].is_floating_point())
+
+def _followed(model: Model, part: Part) -> tuple[list[Tensor], list[Tensor]]:
+    """The teacher's and the student's parameters; buffers, such as batch statistics, have a life of their own."""
+    found = [pair for pair in pairs(model, part) if isinstance(pair[1], nn.Parameter) and pair[1].is_floating_point()]
+    return [teacher for teacher, _ in found], [student for _, student in found]
 
 
 @torch.no_grad()
-def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return [tensor.clone() for tensor in tensors]
-
-
-def _distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    return _length(torch._foreach_sub(a, b) if a else ())
-
-
-def _length(tensors: Sequence[Tensor]) -> Tensor:
-    """Of all as one vector; as `torch.nn.utils.get_total_norm`, which sorts them by device and type first."""
-    if not tensors:
-        return torch.tensor(0.0)
-    length: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([x.float() for x in tensors])))
-    return length
+def _vector(tensors: Sequence[Tensor]) -> Tensor:
+    """A copy of all as one: what follows are then a few calls, however many layers there are."""
+    return torch.cat([x.reshape(-1) for x in tensors]) if tensors else torch.zeros(0)
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
