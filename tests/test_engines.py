@@ -60,6 +60,35 @@ def test_ray_equals_in_process(plan: Compose, monkeypatch: pytest.MonkeyPatch) -
     assert ours.rows("clients.jsonl") == rays.rows("clients.jsonl")
 
 
+@needs_ray
+@quiet_ray
+@pytest.mark.slow
+def test_a_cluster_of_ray_equals_in_process(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of Ray's nodes that were there before the run, of one processor each; what clients keep is with neither."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    options = ("method=byol", "strategy.share.teacher=local", "federation.rounds=3", "partition=iid")
+    ours = execute(plan(*options, name="ours"))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        rays = execute(plan(*options, "engine=ray", "engine.cpus=0", name="rays"))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert_same(final_arrays(ours), final_arrays(rays))
+    assert ours.rows("clients.jsonl") == rays.rows("clients.jsonl")
+
+
+@needs_ray
+def test_a_cluster_of_ray_has_its_own_processors(plan: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    with pytest.raises(ConfigError, match="set engine.cpus=0, or unset RAY_ADDRESS"):
+        execute(plan("engine=ray", "engine.cpus=2"))
+
+
 @pytest.mark.slow
 @needs_ray
 @quiet_ray

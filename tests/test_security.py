@@ -207,7 +207,7 @@ def test_jobs_of_other_lengths_do_not_spend_the_budget_twice() -> None:
 def test_a_message_cannot_name_a_directory_of_the_device(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(trust.SIMULATED, raising=False)
+    monkeypatch.setattr(trust, "in_ray", lambda: False)
     theirs = [tmp_path / f"000000-00000{at}.safetensors" for at in (1, 2)]
     for path in theirs:
         path.write_bytes(b"mine")
@@ -216,7 +216,7 @@ def test_a_message_cannot_name_a_directory_of_the_device(
         server.send(tree, at=9, state_dir=str(tmp_path), checkpoint=8)
     assert sorted(tmp_path.iterdir()) == theirs
     assert all(path.read_bytes() == b"mine" for path in theirs)
-    monkeypatch.setenv(trust.SIMULATED, "1")
+    monkeypatch.setattr(trust, "in_ray", lambda: True)
     with pytest.raises(FedsslError, match="damaged"):
         server.send(tree, at=9, state_dir=str(tmp_path), checkpoint=8)  # a simulation reads it
 

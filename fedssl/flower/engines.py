@@ -19,7 +19,6 @@ from flwr.serverapp import Grid, ServerApp
 from fedssl.cohort.choice import Choice
 from fedssl.errors import ConfigError, ProtocolError
 from fedssl.files import write_json
-from fedssl.flower.client.trust import SIMULATED
 from fedssl.flower.client_app import app as client_app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.server import federate
@@ -174,10 +173,15 @@ class Ray:
             )
         if found.submodule_search_locations is None:  # importing it would run that script again, inside of itself
             raise ConfigError(f"engine=ray needs Ray, and the file {found.origin} goes by its name: rename that file")
+        cluster = os.environ.get("RAY_ADDRESS")
+        if cluster and self.cpus:
+            raise ConfigError(
+                f"engine.cpus={self.cpus} starts a Ray with so many processors, and RAY_ADDRESS={cluster} names a "
+                "cluster, which has its own: set engine.cpus=0, or unset RAY_ADDRESS"
+            )
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-        os.environ[SIMULATED] = "1"  # Ray's processes inherit it
         from flwr.simulation import run_simulation
 
         summaries: list[dict[str, Any]] = []

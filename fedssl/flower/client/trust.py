@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import sys
 from collections.abc import Mapping
 
 from flwr.app import ConfigRecord, Context
@@ -11,7 +11,6 @@ from flwr.app import ConfigRecord, Context
 from fedssl.errors import PrivacyError, ProtocolError
 from fedssl.job import Job
 
-SIMULATED = "FEDSSL_SIMULATED"  # set in processes of Flower's own simulation, whose server and clients are one person's
 FLOOR = ("max-epsilon", "max-delta", "secure-noise")  # demands of a node's own configuration
 _PINNED = "first-job"
 
@@ -24,7 +23,7 @@ def check(job: Job, config: Mapping[str, object], context: Context) -> None:
         PrivacyError: the node makes demands, and the job is another one than that which the run began with: each by
             itself may stay below what the node allows, and both together not.
     """
-    if "state-dir" in config and not os.environ.get(SIMULATED):
+    if "state-dir" in config and not in_ray():
         raise ProtocolError(
             "the server names a directory on this device to keep state in, which only a simulation may: it runs "
             "another version, or is not to be trusted"
@@ -39,3 +38,11 @@ def check(job: Job, config: Mapping[str, object], context: Context) -> None:
             "the job has changed since this node's first round of the run, and what two jobs spend adds up: start "
             "another run for another job"
         )
+
+
+def in_ray() -> bool:
+    """Whether this process is one of Ray's: then it is part of Flower's simulation, whose server and clients are one
+    person's. A SuperNode's never is, and no message makes it one.
+    """
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
