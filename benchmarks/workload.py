@@ -256,10 +256,17 @@ def fresh(name: str, work: Work, beside: Path | None = None) -> dict[str, Any]:
 def here(name: str, work: Work) -> dict[str, Any]:
     """One measurement in this process: of a system, or what goes before its name and a colon."""
     from benchmarks.empty import measure_empty
+    from benchmarks.heap import GIVEN_BACK, given_back
     from benchmarks.steps import measure_step
 
     kind, _, system = name.rpartition(": ")
-    kinds = {"": measure, "empty": measure_empty, "difference": difference, "step": measure_step}
+    kinds = {
+        "": measure,
+        "empty": measure_empty,
+        "difference": difference,
+        "step": measure_step,
+        GIVEN_BACK: given_back,
+    }
     return kinds[kind](system, work)
 
 
