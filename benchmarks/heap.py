@@ -1,7 +1,7 @@
 """What it is worth that a run keeps the memory that it frees: `python -m benchmarks.heap`.
 
-The same run in fresh processes that take turns, one of which leaves glibc as it is; processor seconds of a round but the
-first, as medians and quartiles of neighbours' ratios, and memory at its peak.
+The same run in fresh processes that take turns, one of which leaves glibc as it is: processor seconds of a round, the
+first left out, as median and quartiles of neighbours' ratios, and memory at its peak.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def told(result: Mapping[str, Any]) -> str:
         body.append([work, f"{ratio:.2f} ({low:.2f} to {high:.2f})", *memory])
     head = ["in process", "CPU time, kept / given back", "peak, kept", "peak, given back"]
     return (
-        f"{table(head, body)}\nMedians and quartiles of {result['turns']} turns.\n{about['date'][:10]}, {about['cpu']}, one "
-        f"torch thread, torch {about['versions']['torch']}, load before the start {about['load_before']}: "
+        f"{table(head, body)}\nMedians and quartiles of {result['turns']} turns.\n{about['date'][:10]}, {about['cpu']},"
+        f" one torch thread, torch {about['versions']['torch']}, load before the start {about['load_before']}: "
         f"`{result['command']}`.\n"
     )
 

@@ -73,6 +73,23 @@ def test_nothing_is_measured_twice_and_the_pages_say_what_was(tmp_path: Path, do
         assert str(tmp_path) not in page.read_text()
 
 
+def test_pfl_research_is_measured_where_it_is_told_to_be(
+    tmp_path: Path, docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: dict[str, set[Path | None]] = {}
+
+    def fresh(name: str, work: Work, beside: Path | None = None) -> dict[str, Any]:
+        places.setdefault(name, set()).add(beside)
+        return invented(name, work)
+
+    monkeypatch.setattr(everything, "fresh", fresh)
+    options = ["--turns", "1", "--no-ray", "--out", str(tmp_path / "speed.json"), "--docs", str(docs)]
+    assert everything.main([*options, "--pfl", str(tmp_path)]) == 0
+    assert places.pop(PFL) == {tmp_path.resolve()}
+    assert set.union(*places.values()) == {None}, "what is beside it may be older than what others need"
+    assert "| pfl-research | 1.00 / 1.00 |" in (docs / speed.PAGE).read_text()
+
+
 def test_the_pages_are_those_of_the_stored_numbers(docs: Path) -> None:
     result = json.loads(speed.RESULTS.read_text())
     for page in (speed.PAGE, cost.PAGE):
