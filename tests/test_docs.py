@@ -53,7 +53,7 @@ ELSEWHERE = {  # how a command begins -> who runs it, or why nobody does
     "fedssl submit": "tests/test_deployment.py; the options are composed here",
     "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "tests/test_flwr_run.py",
     "flwr run": "tests/test_flwr_run.py",
-    "python -m benchmarks --pfl": "it needs that folder and half an hour; tests/test_speed.py sees that it is asked for",
+    "python -m benchmarks --pfl": "it takes half an hour; tests/test_speed.py sees that it asks for it",
     "umask": "tests/test_sealed.py makes such a key; the folder is root's",
 }
 
