@@ -122,8 +122,16 @@ def pairs(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
     A teacher is a `ModuleDict` whose keys are the parts it follows.
     """
     for name in part.follows:
-        follower, followed = tensors(model[part.name].get_submodule(name)), tensors(model[name])
-        yield from ((mine, theirs) for (_, mine), (_, theirs) in zip(follower, followed, strict=True))
+        yield from zip(_state(model[part.name].get_submodule(name)), _state(model[name]), strict=True)
+
+
+def _state(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and persistent buffers in the order of `tensors`; those of a module that is there twice, once."""
+    for each in module.modules():
+        yield from (parameter for parameter in each._parameters.values() if parameter is not None)
+        for name, buffer in each._buffers.items():
+            if buffer is not None and name not in each._non_persistent_buffers_set:
+                yield buffer
 
 
 @torch.no_grad()

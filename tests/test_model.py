@@ -175,6 +175,25 @@ def test_derive_copies_whole_parts_and_nothing_else() -> None:
     assert not any(p.requires_grad for p in model["teacher"].parameters())
 
 
+def test_the_tensors_of_a_model_are_those_of_its_state() -> None:
+    """A module that is there twice has two names for its arrays, and a teacher moves it once."""
+    layer = nn.Linear(2, 2)
+    layer.register_buffer("seen", torch.zeros(1))
+    layer.register_buffer("scratch", torch.zeros(1), persistent=False)
+    layer.register_buffer("absent", None)
+    model = nn.ModuleDict({"encoder": nn.Sequential(layer, nn.BatchNorm1d(2), layer)})
+    model["teacher"] = frozen({"encoder": model["encoder"]})
+    state = model.state_dict(keep_vars=True)
+    found = list(tensors(model))
+    assert [name for name, _ in found] == list(state)
+    assert all(value is state[name] for name, value in found)
+    with torch.no_grad():
+        layer.weight += 1
+        before = model.get_parameter("teacher.encoder.0.weight").clone()
+    ema_(model, Part("teacher", trainable=False, follows=("encoder",)), 0.75)
+    torch.testing.assert_close(model.get_parameter("teacher.encoder.2.weight"), before + 0.25)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.996, 1.0])
 def test_a_teacher_is_the_closed_form_of_its_students(decay: float) -> None:
     model = build().double()

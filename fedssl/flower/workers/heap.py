@@ -16,8 +16,8 @@ def keep_freed() -> bool:
     """Let this process keep the memory that it frees, in one heap for all of its threads; whether it does.
 
     By default glibc hands freed blocks above some hundred kilobytes back to the system, which clears each page of
-    theirs again at the next step: up to a third of a step's time, with thousands of pages a step. And it gives each
-    thread a heap of its own, so sixteen clients that train at once hold the memory of sixteen. Values do not change.
+    theirs again at the next step: up to a tenth of a step's time, with thousands of pages a step. And it gives each
+    thread a heap of its own, so sixteen clients that train at once hold the memory of many. Values do not change.
     Elsewhere than on Linux with glibc nothing is done.
     """
     if sys.platform != "linux":
