@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints
@@ -36,7 +35,6 @@ TITLE = "pfl-research"
 def federate(job: Job, reporter: Reporter) -> Arrays:
     """Train as `benchmarks.workload.by_hand` does, with pfl-research's loops in place of those; its last arrays."""
     torch.set_num_threads(job.threads)
-    np.random.seed(job.seed)  # noqa: NPY002  # pfl-research draws from the global generator
     data, local = job.data.load().train, job.local
     clients = [torch.as_tensor(rows) for rows in split(job, data)]
     model, generator = build_model(job, data.shape).train(), seeds.torch_stream(job.seed, TITLE)

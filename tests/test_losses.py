@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -192,6 +194,15 @@ def test_cross_entropies_are_torchs_bit_for_bit() -> None:
         weights = normal(9, seed=3, dtype=dtype)
         slopes = [torch.autograd.grad((x * weights).sum(), logits)[0] for x in (mine, torchs)]
         assert torch.equal(*slopes)
+
+
+def test_a_batch_of_contrastive_losses_does_not_import_sympy() -> None:
+    """In a process of its own: what is imported once stays."""
+    program = (
+        "import sys, torch; from fedssl.losses import nt_xent; z = torch.rand(2, 3, 4); "
+        "torch.func.vmap(lambda a: nt_xent(a, a + 1, temperature=0.5))(z); sys.exit('sympy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @property_test
