@@ -73,7 +73,7 @@ class FitResult:
     examples: int
     steps: int
     loss: float  # mean over the round, weighted by examples; nan without a step
-    feature_std: float  # of the last batch's features; see diagnostics.feature_std
+    feature_std: float  # of the last batch with examples; 0 without one; see diagnostics.feature_std
     measures: Mapping[str, float] = field(default_factory=dict)  # the method's, means over the round
     movement: Mapping[str, float] = field(default_factory=dict)  # of the weights: see `Movement`
     work: float = 1.0  # share of the round's steps that was done
@@ -232,7 +232,8 @@ class Training:
             self.movement.before_following()
         self.method.after_step(self.model, out, self.at(i))
         self.seen += len(self.batches[i])
-        self.features = out.features.detach()
+        if len(out.features):  # a Poisson sample may be empty
+            self.features = out.features.detach()
 
     def result(self) -> FitResult:
         """What the round reports; the method's summaries of the client's data are made here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 
 from fedssl import config, seeds
 from fedssl.aggregation.noise import Noise as ClientNoise
+from fedssl.client import Training
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, PrivacyError
-from fedssl.job.setup import build_model
+from fedssl.job.setup import build_model, data_of
+from fedssl.job.shards import shard_of
 from fedssl.method import Batch, SSLMethod, Step
 from fedssl.methods.byol import BYOL
 from fedssl.methods.dino import DINO
@@ -225,6 +228,33 @@ def test_an_empty_sample_is_a_step_of_noise() -> None:
     chi = float((values / deviation).square().sum())
     assert abs(chi - len(values)) < 5 * (2 * len(values)) ** 0.5
     assert (len(out.features), float(out.loss)) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "method"), [("example", "byol"), ("pairs", "simclr"), ("groups", "simclr"), ("statistics", "vicreg")]
+)
+def test_a_client_whose_last_sample_is_empty_ends_its_round(privacy: str, method: str) -> None:
+    few = ("method.norm=layer", "privacy.noise_multiplier=1", "privacy.sample_rate=0.02", "federation.clients=1")
+    job = config.compose(tiny(f"method={method}", f"privacy={privacy}", *few)).job
+    cpu = torch.device("cpu")
+    shard = shard_of(job, 0, cpu)
+    ends: set[bool] = set()
+    for seed in range(40):
+        model = build_model(job, data_of(job, cpu).train.shape, len(shard))
+        gradient = job.privacy.planned(len(shard), 8, 1, 2)
+        training = Training(
+            job.method, model, shard, job.data.augment, job.local, gradient=gradient, round=1, rounds=2, seed=seed,
+            client=0,
+        )  # fmt: skip
+        empty = not len(training.batches[-1])
+        if empty not in ends:
+            training.begin()
+            training.run()
+            assert math.isfinite(training.result().feature_std)
+            ends.add(empty)
+        if len(ends) == 2:
+            break
+    assert ends == {True, False}
 
 
 def test_noise_is_never_used_twice() -> None:
