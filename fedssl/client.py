@@ -156,14 +156,16 @@ class Training:
         return seeds.stream(self.seed, *self._path, *self._again, "gradient")
 
     @cached_property
-    def readings(self) -> np.random.Generator:
-        """What public examples are drawn by."""
-        return seeds.stream(self.seed, *self._path, "public")
+    def public_rows(self) -> Sequence[Tensor | None]:
+        """The public examples beside each batch, on the device before the first step: a copy waits for it."""
+        rng = seeds.stream(self.seed, *self._path, "public")
+        return [public_rows(self.method, self.public, rng, self.device) for _ in range(self.steps)]
 
     def begin(self) -> None:
         """Bring the model into the state of a first step."""
         if not all(module.training for module in self.model.modules()):  # to set it again takes longer
             self.model.train()
+        _ = self.public_rows
         accelerate(self.model, channels_last=self.local.channels_last, compiled=self.local.compiled)
         discard_statistics(self.model)
         parts = self.method.parts
@@ -188,7 +190,7 @@ class Training:
 
     def beside(self, views: Sequence[View], i: int) -> Batch:
         """The batch of step `i` with these views of its examples."""
-        return beside(Batch(views, self.batches[i]), self.method, self.public, self.augment, self.readings)
+        return beside(Batch(views, self.batches[i]), self.public, self.augment, self.public_rows[i])
 
     def run(self, first: Batch | None = None) -> None:
         """Take all steps, or those that there is time for; the first with its batch if it has been drawn.
@@ -303,13 +305,19 @@ def fit(
     return training.result()
 
 
-def beside(
-    batch: Batch, method: SSLMethod, public: Examples | None, augment: Augment, rng: np.random.Generator
-) -> Batch:
-    """The batch with as many public examples beside it as the method's loss reads, or all if there are fewer."""
+def public_rows(
+    method: SSLMethod, public: Examples | None, rng: np.random.Generator, device: torch.device
+) -> Tensor | None:
+    """(P,) int64: as many public examples as the method's loss reads beside a batch, or all if there are fewer."""
     if public is None or not (method.reads_public and method.public_batch):
+        return None
+    return torch.from_numpy(rng.permutation(len(public))[: method.public_batch]).to(device)
+
+
+def beside(batch: Batch, public: Examples | None, augment: Augment, rows: Tensor | None) -> Batch:
+    """The batch with these public examples beside it."""
+    if public is None or rows is None:
         return batch
-    rows = torch.from_numpy(rng.permutation(len(public))[: method.public_batch]).to(batch.index.device)
     return replace(batch, public=augment.plain(public.batch(rows)), public_index=rows)
 
 

@@ -18,8 +18,8 @@ LAYERS = (
         *("partition", "participation", "compression", "edge"),
     },
     {
-        *("draws", "descent", "model", "method", "temperature", "schedules", "diagnostics", "probes", "duplicates"),
-        *("networks", "losses", "theory", "measures", "modalities", "datasets", "methods.common"),
+        *("constants", "draws", "descent", "model", "method", "temperature", "schedules", "diagnostics", "probes"),
+        *("duplicates", "networks", "losses", "theory", "measures", "modalities", "datasets", "methods.common"),
     },
     {"methods", "gradient", "client", "cohort", "workshop", "privacy", "aggregation"},
     {"sites", "job", "rundir", "progress"},

@@ -31,10 +31,13 @@ class Stack:
         buffers = [dict(model.named_buffers()) for model in models]
         self.buffers = {name: _shared([own[name] for own in buffers]) for name in buffers[0]}
         self.trained = [name for name, parameter in self.parameters.items() if parameter.requires_grad]
+        device = next(iter(self.parameters.values())).device
+        # Rows are chosen on the device: to send their numbers would wait for it.
+        self._numbers = torch.split(torch.arange(self.size, device=device), 1)
 
     def rows(self, rows: Sequence[int]) -> Rows:
         """Some of the models, or all of them without a copy."""
-        return Rows(self, None if list(rows) == list(range(self.size)) else rows)
+        return Rows(self, None if len(rows) == self.size else torch.cat([self._numbers[row] for row in rows]))
 
     def names(self, parameters: Sequence[Tensor]) -> list[str]:
         """The names of some parameters of the first model."""
@@ -51,19 +54,26 @@ class Stack:
 class Rows:
     """The tensors of some models of a stack for one step; `put_back` writes what changed where it was copied."""
 
-    def __init__(self, stack: Stack, rows: Sequence[int] | None) -> None:
-        self._stack, self._rows = stack, None if rows is None else torch.tensor(rows)
+    def __init__(self, stack: Stack, rows: Tensor | None) -> None:
+        self._stack, self._rows = stack, rows
         self.parameters = {name: self.take(value).requires_grad_(value.requires_grad) for name, value in _of(stack)}
         self.buffers = {name: self.take(value) for name, value in stack.buffers.items()}
 
     def take(self, value: Tensor) -> Tensor:
         """These rows of a tensor of the stack's size."""
-        return value if self._rows is None else value.detach().index_select(0, self._rows.to(value.device))
+        return value if self._rows is None else value.detach().index_select(0, self._rows)
 
     def put(self, there: Tensor, value: Tensor) -> None:
         """Write rows back to where `take` found them."""
         if self._rows is not None:
-            there.detach().index_copy_(0, self._rows.to(there.device), value.detach())
+            there.detach().index_copy_(0, self._rows, value.detach())
+
+    def add(self, there: Tensor, value: Tensor) -> None:
+        """Add to these rows of a tensor of the stack's size."""
+        if self._rows is None:
+            there.add_(value)
+        else:
+            there.index_add_(0, self._rows, value)
 
     def put_back(self) -> None:
         """Write all parameters and buffers back."""
@@ -113,7 +123,7 @@ class Optimizers:
                 dampening=0.0, nesterov=False, maximize=False,
             )  # fmt: skip
         else:
-            counts = [torch.tensor(taken - 1.0, device=p.device) for p in parameters]
+            counts = [torch.full((), taken - 1.0, device=p.device) for p in parameters]
             adamw(
                 parameters, gradients, first, [moment[1] for moment in moments], [], counts, fused=True, amsgrad=False,
                 beta1=BETAS[0], beta2=BETAS[1], lr=rate, weight_decay=decay, eps=EPS, maximize=False,

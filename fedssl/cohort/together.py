@@ -133,7 +133,7 @@ class _Together:
             clip(rows.gradients(), self._local.clip_norm)
         self._optimizers.step(rows, some[0].rate(i), i + 1)
         rows.put_back()
-        self._count(chosen, losses["loss"], aux, len(batches[0].index))
+        self._count(rows, losses["loss"], aux, len(batches[0].index))
         if self._follows:
             self._stack.hand_out(rows.gradients(), chosen)
         for training, out in zip(some, _apart(losses, aux, len(some)), strict=True):
@@ -160,12 +160,11 @@ class _Together:
             losses, aux = vmap(each)(named, views, torch.stack([batch.index for batch in batches]), joint)
         return losses, aux
 
-    def _count(self, chosen: Sequence[int], losses: Tensor, aux: Mapping[str, Tensor], size: int) -> None:
+    def _count(self, rows: Rows, losses: Tensor, aux: Mapping[str, Tensor], size: int) -> None:
         """Add a step to the clients' totals, without waiting for the device."""
-        rows = torch.tensor(chosen, device=losses.device)
         for name, value in {"loss": losses.detach(), **{n: v for n, v in aux.items() if v.dim() == 1}}.items():
             total = self._totals.setdefault(name, torch.zeros(len(self._trainings), device=value.device))
-            total.index_add_(0, rows, value.detach().to(total.dtype) * size)
+            rows.add(total, value.detach().to(total.dtype) * size)
 
 
 @cache

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedssl import seeds
-from fedssl.client import beside, scalars
+from fedssl.client import beside, public_rows, scalars
 from fedssl.datasets.base import Data, Partial
 from fedssl.errors import FedsslError, PrivacyError
 from fedssl.job.job import Job
@@ -166,7 +166,8 @@ def reports(job: Job, model: Model, data: Data, shard: Examples) -> dict[str, st
     method.after_merge(model, shard, public, augment, step)
     index = torch.arange(min(job.local.batch_size, len(shard)), device=device)
     views = views_of(method, augment, shard.batch(index), generator)
-    batch = beside(Batch(views, index), method, public, augment, seeds.stream(job.seed, "payload", "public"))
+    rows = public_rows(method, public, seeds.stream(job.seed, "payload", "public"), device)
+    batch = beside(Batch(views, index), public, augment, rows)
     out = method.loss(model, batch, step)
     movement.before_following()
     method.after_step(model, out, step)  # what a client summarises may be what its steps have remembered

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedssl.constants import constant
 from fedssl.draws import Source, normal, uniform
 from fedssl.errors import ConfigError
 
@@ -138,7 +139,7 @@ class TimeSeriesViews:
                 f"The series have {x.shape[1]} channels but data.augment.mean has {len(self.mean)} numbers; "
                 "give one per channel, or one for all."
             )
-        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1) for v in (self.mean, self.std))
+        mean, std = (constant(values, x).view(1, -1, 1) for values in (self.mean, self.std))
         return (x - mean) / std
 
     def _view(self, x: Tensor, generator: Source, length: int) -> Tensor:

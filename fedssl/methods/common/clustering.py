@@ -145,7 +145,7 @@ def kmeans(points: Tensor, clusters: int, *, iterations: int = 10) -> tuple[Tens
     away = (points - points.mean(0)).square().sum(1)  # (N,) squared distance to the nearest centroid so far
     chosen: list[Tensor] = []
     for i in range(clusters):
-        chosen.append(points[away.argmax()])
+        chosen.append(points[away.argmax(keepdim=True)][0])  # a row by a scalar would be waited for
         distance = (points - chosen[-1]).square().sum(1)
         away = distance if i == 0 else torch.minimum(away, distance)
     centroids = torch.stack(chosen)

@@ -105,7 +105,7 @@ def prototype_contrast(a: Tensor, b: Tensor, there: Tensor, temperature: float) 
     alone = torch.eye(len(z), dtype=torch.bool, device=z.device)
     logits = (product(z, z.T) / temperature).masked_fill(alone | ~present, -torch.inf)
     # A row whose every column is out would give nan, also in its gradient: it gets one, and does not count.
-    logits = torch.where(present[:, None], logits, torch.eye(len(z)).to(z))
+    logits = torch.where(present[:, None], logits, torch.eye(len(z), dtype=z.dtype, device=z.device))
     partner = torch.arange(len(z), device=z.device).roll(len(a))
     return _mean(cross_entropies(logits, partner), present)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedssl import seeds
-from fedssl.client import beside
+from fedssl.client import beside, public_rows
 from fedssl.errors import ConfigError
 from fedssl.losses.similarity import unit
 from fedssl.method import Augment, Batch, Examples, SSLMethod, Step, views_of
@@ -162,15 +162,16 @@ def _losses(attacked: Attacked, examples: Examples, group: str) -> Floats:
     draws = max(1, attacked.count // max(1, method.views))
     generator = seeds.torch_stream(attacked.seed, "audit", "loss", group, device=device)
     readings = seeds.stream(attacked.seed, "audit", "public")
-    rows = []
+    losses = []
     for index in torch.split(torch.arange(len(examples), device=device), _BATCH):
         x, total = examples.batch(index), torch.zeros(len(index), device=device)
         for _ in range(draws):
             views = views_of(method, augment, x, generator)
-            batch = beside(Batch(views, index), method, attacked.public, augment, readings)
+            rows = public_rows(method, attacked.public, readings, device)
+            batch = beside(Batch(views, index), attacked.public, augment, rows)
             out = method.loss(model, batch, Step(1, 1, 0, 1))
             if out.per_example is None:
                 raise ConfigError("the method couples nothing and yet gives no loss per example: correct its loss")
             total += out.per_example.float()
-        rows.append((total / draws).cpu())
-    return torch.cat(rows).double().numpy()[:, None]
+        losses.append((total / draws).cpu())
+    return torch.cat(losses).double().numpy()[:, None]
