@@ -214,18 +214,16 @@ def rule(value: float | str | Rule) -> float | Rule:
     Raises:
         ConfigError: another word, or a number that is not above 0 and finite.
     """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_temperature(value)
+        return float(value)
     if isinstance(value, str):
         if value not in WORDS:
             raise ConfigError(f"The temperature {value!r} is not known; use a number or one of {', '.join(WORDS)}.")
         return WORDS[value]()
-    if isinstance(value, Rule):
+    if isinstance(value, Rule):  # a protocol: to ask takes longer than all else here
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(
-            f"The temperature is {value!r}; use a number above 0, often 0.1, or one of {', '.join(WORDS)}."
-        )
-    _check_temperature(value)
-    return float(value)
+    raise ConfigError(f"The temperature is {value!r}; use a number above 0, often 0.1, or one of {', '.join(WORDS)}.")
 
 
 def choose(

@@ -168,7 +168,7 @@ class GraphViews:
                 f"The nodes have {x.x.shape[1]} features but data.augment.mean has {len(self.mean)} numbers; "
                 "give one per feature, or one for all."
             )
-        mean, std = (constant(values, x.x) for values in (self.mean, self.std))
+        mean, std = (constant(tuple(values), x.x) for values in (self.mean, self.std))
         return replace(x, x=(x.x - mean) / std)
 
     def _view(self, x: GraphBatch, generator: torch.Generator) -> GraphBatch:

@@ -17,7 +17,7 @@ from fedssl.errors import ConfigError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's conversion to grey
 TO_YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
-FROM_YIQ: list[list[float]] = torch.linalg.inv(torch.tensor(TO_YIQ, dtype=torch.float64)).tolist()
+FROM_YIQ = tuple(map(tuple, torch.linalg.inv(torch.tensor(TO_YIQ, dtype=torch.float64)).tolist()))
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
@@ -139,7 +139,7 @@ class ImageViews:
                 f"The images have {x.shape[1]} channels "
                 f"but data.augment.mean has {self.channels} numbers; give one per channel."
             )
-        mean, std = (constant(values, x).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (constant(tuple(values), x).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (x - mean) / std
 
     def _views(self, x: Tensor, generator: Source, count: int, sides: Sequence[int] | None = None) -> list[Tensor]:

@@ -139,7 +139,7 @@ class TimeSeriesViews:
                 f"The series have {x.shape[1]} channels but data.augment.mean has {len(self.mean)} numbers; "
                 "give one per channel, or one for all."
             )
-        mean, std = (constant(values, x).view(1, -1, 1) for values in (self.mean, self.std))
+        mean, std = (constant(tuple(values), x).view(1, -1, 1) for values in (self.mean, self.std))
         return (x - mean) / std
 
     def _view(self, x: Tensor, generator: Source, length: int) -> Tensor:
