@@ -22,7 +22,7 @@ from benchmarks import cost, speed
 from benchmarks.machine import machine
 from benchmarks.speed import RESULTS
 from benchmarks.workload import PFL, RAY, ROOT, SYSTEMS, Work, fresh
-from fedssl.files import write_json
+from fedssl.files import write_json, write_text
 
 SMALL = Work(clients=100, rounds=2, examples=16, width=8)
 COMPARED = {  # name: workload of all systems
@@ -73,10 +73,11 @@ def _compared(groups: Sequence[str], systems: Sequence[str], turn: int) -> Itera
 Once = Callable[[str, Work], dict[str, Any]]
 
 
-def collect(todo: Sequence[tuple[str, str, int, Work]], out: Path, again: bool, once: Once) -> None:
+def collect(todo: Sequence[tuple[str, str, int, Work]], out: Path, again: bool, once: Once, device: str) -> None:
     """Measure what has no row yet, and keep each row at once."""
-    result = json.loads(out.read_text()) if out.exists() else {"command": "python -m benchmarks", "rows": []}
-    result["machine"] = machine()
+    command = "python -m benchmarks" if device == "cpu" else f"python -m benchmarks --device {device}"
+    result = json.loads(out.read_text()) if out.exists() else {"command": command, "rows": []}
+    result["machine"] = machine(device)
     there = {(row["group"], row["name"], row["turn"]) for row in result["rows"]}
     for number, (group, name, turn, work) in enumerate(todo, 1):
         if (group, name, turn) in there and not again:
@@ -98,21 +99,31 @@ def main(arguments: Sequence[str] | None = None, once: Once | None = None) -> in
     parser.add_argument("--tables", action="store_true", help="only write documents from the rows that are there")
     parser.add_argument("--no-ray", dest="ray", action="store_false", help="leave Ray out")
     parser.add_argument("--pfl", type=Path, help="a folder with pfl-research, which is left out otherwise")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="cpu", help="cuda: systems alone, rows and page beside those of the CPU")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     chosen = parser.parse_args(arguments)
-    there = {RAY: chosen.ray and find_spec("ray") is not None, PFL: chosen.pfl is not None}
+    here = chosen.device == "cpu"
+    out = chosen.out or (RESULTS if here else RESULTS.with_stem(f"{RESULTS.stem}_{chosen.device}"))
+    there = {RAY: chosen.ray and find_spec("ray") is not None, PFL: here and chosen.pfl is not None}
+    there |= {system: here for system, options in SYSTEMS.items() if "engine=processes" in options}
     left_out = [system for system, found in there.items() if not found]
     todo = [cell for cell in cells(chosen.turns, left_out) if chosen.only in f"{cell[0]}: {cell[1]}"]
+    if not here:
+        moved = [(*cell, replace(work, device=chosen.device)) for *cell, work in todo]
+        todo = [(group, name, turn, work) for group, name, turn, work in moved if group in COMPARED and name in SYSTEMS]
 
     def measured(name: str, work: Work) -> dict[str, Any]:
         return fresh(name, work, chosen.pfl.resolve() if name == PFL else None)
 
     if not chosen.tables:
-        collect(todo, chosen.out, chosen.again, once or measured)
-    result = json.loads(chosen.out.read_text())
-    speed.write(result, chosen.docs, chosen.out.parent)
-    cost.write(result, chosen.docs)
+        collect(todo, out, chosen.again, once or measured, chosen.device)
+    result = json.loads(out.read_text())
+    if here:
+        speed.write(result, chosen.docs, out.parent)
+        cost.write(result, chosen.docs)
+    else:  # the documents' tables are the CPU's
+        write_text(out.with_suffix(".md"), speed.full(result))
     return 0
 
 

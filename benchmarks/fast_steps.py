@@ -59,9 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     device = torch.device(chosen.device)
     rows = [row for name, work in WORKS.items() for row in measured(name, work, device, chosen.turns)]
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     words = COMMAND if device.type == "cpu" else f"{COMMAND} --device {chosen.device}"
-    result = {"command": words, "machine": {**machine(), **gpu}, "turns": chosen.turns, "rows": rows}
+    result = {"command": words, "machine": machine(chosen.device), "turns": chosen.turns, "rows": rows}
     write_json(chosen.out, result)
     put(chosen.page, COMMAND, told(result))
     print(told(result))

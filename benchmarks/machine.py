@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def family() -> list[list[str]]:
     """The fields of /proc/PID/stat, from the state on, of this process and all that descend from it."""
@@ -60,14 +62,15 @@ def watched_memory(every_s: float = 0.5) -> Iterator[list[tuple[float, float]]]:
         thread.join()
 
 
-def machine() -> dict[str, Any]:
-    """What the measurements were made on."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the measurements were made on, and with which GPU, if that is the device."""
     cpu = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     versions = {"python": platform.python_version()}
     for name in ("torch", "flwr", "ray", "numpy"):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
+    gpu = {} if device == "cpu" else {"gpu": torch.cuda.get_device_name(device)}
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "cpu": cpu[0] if cpu else platform.machine(),
@@ -75,6 +78,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory[0] / 2**20, 1),
         "load_before": round(os.getloadavg()[0], 2),
         "versions": versions,
+        **gpu,
     }
 
 

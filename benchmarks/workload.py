@@ -31,10 +31,10 @@ from benchmarks.machine import age_s, cpu_s, watched_memory
 from fedssl import config, seeds, tree
 from fedssl.client import fit
 from fedssl.config import Plan
-from fedssl.datasets.base import Shard
 from fedssl.gradient import PlainGradient
-from fedssl.job import Job, split
-from fedssl.job.setup import build_model
+from fedssl.job import Job
+from fedssl.job.setup import build_model, data_of, device_of
+from fedssl.job.shards import shard_of
 from fedssl.method import Batch, Step
 from fedssl.model import load_arrays, to_arrays
 from fedssl.parts import Arrays
@@ -72,10 +72,12 @@ class Work:
     width: int = 16
     encoder: str = "conv4"
     sampled: int = 0  # clients a round; 0 = all
+    device: str = "cpu"
 
     def plan(self, system: str, folder: Path) -> Plan:
         """The run of this workload on one system; the job is the same for all."""
         few = (f"participation.fraction={self.sampled / self.clients}",) if self.sampled else ()
+        shared = ("engine.gpus_per_client=0.5",) if self.device != "cpu" and system == RAY else ()
         return config.compose(
             [
                 *("method=simclr", f"encoder={self.encoder}", f"encoder.width={self.width}", "partition=iid", *few),
@@ -84,7 +86,7 @@ class Work:
                 *("local.optimizer=sgd", "local.lr=0.05"),
                 *(f"federation.clients={self.clients}", f"federation.rounds={self.rounds}"),
                 *("evaluate.every=0", "evaluate.final=false", "checkpoint_every=1000000"),
-                *("device=cpu", "threads=1", f"out={folder}", "name=run", *SYSTEMS[system]),
+                *(f"device={self.device}", "threads=1", f"out={folder}", "name=run", *SYSTEMS[system], *shared),
             ]
         )
 
@@ -92,9 +94,9 @@ class Work:
 def bare(job: Job, reporter: Reporter) -> Arrays:
     """The same training with no federation around it: one model, one thread, one running mean."""
     torch.set_num_threads(job.threads)
-    data = job.data.load().train
-    shards = [Shard.of(data, rows) for rows in split(job, data)]
-    model = build_model(job, data.shape)
+    device = device_of(job)
+    shards = [shard_of(job, client, device) for client in range(job.federation.clients)]
+    model = build_model(job, data_of(job, device).train.shape).to(device)
     now, rounds = to_arrays(model), job.federation.rounds
     reporter.begin(BARE, 0, rounds)
     for at in range(1, rounds + 1):
@@ -115,23 +117,23 @@ def by_hand(job: Job, reporter: Reporter) -> Arrays:
     Its numbers are drawn by its own generator, so it takes equal steps on other views.
     """
     torch.set_num_threads(job.threads)
-    data, local = job.data.load().train, job.local
-    shards = [Shard.of(data, rows) for rows in split(job, data)]
-    model, generator = build_model(job, data.shape), seeds.torch_stream(job.seed, "by hand")
-    rounds = job.federation.rounds
+    device, local, rounds = device_of(job), job.local, job.federation.rounds
+    shards = [shard_of(job, client, device) for client in range(job.federation.clients)]
+    model = build_model(job, data_of(job, device).train.shape).to(device)
+    generator, examples = seeds.torch_stream(job.seed, "by hand", device=device), sum(map(len, shards))
     reporter.begin(BY_HAND, 0, rounds)
     for at in range(1, rounds + 1):
         mean: dict[str, torch.Tensor] = {}
         for shard in shards:
             own = copy.deepcopy(model).train()
             descent = torch.optim.SGD(own.parameters(), local.lr, local.momentum, weight_decay=local.weight_decay)
-            for index in torch.randperm(len(shard), generator=generator).split(local.batch_size):
+            for index in torch.randperm(len(shard), generator=generator, device=device).split(local.batch_size):
                 views = job.data.augment.views(shard.batch(index), generator, job.method.views)
                 descent.zero_grad()
                 job.method.loss(own, Batch(list(views), index), Step(at, rounds, 0, 1)).loss.backward()  # type: ignore[no-untyped-call]
                 descent.step()
             for name, value in own.state_dict().items():
-                mean[name] = mean.get(name, 0) + value * (len(shard) / len(data))
+                mean[name] = mean.get(name, 0) + value * (len(shard) / examples)
         model.load_state_dict(mean)
         reporter.round(at, {})
     return to_arrays(model)
@@ -171,6 +173,7 @@ def measure(system: str, work: Work) -> dict[str, Any]:
         "parameters": sum(value.size for value in arrays.values()),
         "sha256": digest(arrays),
         "flop": flop(work),
+        **({} if work.device == "cpu" else {"peak_gpu_mib": torch.cuda.max_memory_allocated(work.device) / 2**20}),
         **clock.sent,
     }
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import assert_same
+from second_device import THERE, second_device
 
 from benchmarks import __main__ as everything
 from benchmarks import cost, pages, speed, workload
@@ -128,9 +131,42 @@ def test_a_round_costs_what_its_parts_cost() -> None:
 
 
 def test_systems_that_should_agree_and_do_not_are_refused() -> None:
-    rows = [{"group": "g", "name": name, "turn": 0, "sha256": name} for name in (BARE, "in_process, 1 worker")]
+    about = {"group": "g", "turn": 0, "work": TINY.__dict__}
+    rows = [{**about, "name": name, "sha256": name} for name in (BARE, "in_process, 1 worker")]
     with pytest.raises(RuntimeError, match="do not compute the same thing"):
         speed.compared(rows)
+
+
+def test_a_gpu_has_rows_and_a_page_of_its_own(tmp_path: Path, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[tuple[str, str]] = set()
+
+    def once(name: str, work: Work) -> dict[str, Any]:
+        asked.add((name, work.device))
+        return invented(name, work) | {"peak_gpu_mib": 77.0, "sha256": name}
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU called {device}")
+    monkeypatch.setattr(everything, "RESULTS", tmp_path / "speed.json")
+    before = (docs / speed.PAGE).read_bytes()
+    assert everything.main(["--turns", "1", "--device", "cuda", "--docs", str(docs), "--pfl", str(tmp_path)], once) == 0
+    there = {BARE, BY_HAND, RAY, "in_process, 1 worker", "in_process, 2 workers"}
+    assert asked == {(name, "cuda") for name in (*there, "in_process, cohort=16", "in_process, cohort=auto")}
+    page = (tmp_path / "speed_cuda.md").read_text()
+    assert "a GPU called cuda" in page
+    assert "| its GPU's |" in page
+    assert "| 77 |" in page
+    assert (docs / speed.PAGE).read_bytes() == before
+    assert Work(device="cuda").plan(RAY, tmp_path).engine["gpus_per_client"] == 0.5
+
+
+@pytest.mark.parametrize("system", [BARE, BY_HAND])
+def test_loops_train_on_the_device_that_they_are_told(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = workload.train(system, TINY, tmp_path, workload.Clock())
+    # Its generators are the CPU's under another name, so even the loop by hand draws the same numbers there.
+    monkeypatch.setattr(workload, "device_of", lambda job: THERE)
+    with second_device():
+        assert_same(workload.train(system, TINY, tmp_path, workload.Clock()), here)
 
 
 def test_cohorts_and_the_loop_by_hand_do_the_work_of_the_bare_loop() -> None:
