@@ -86,14 +86,28 @@ def to_arrays(model: nn.Module, keys: Collection[str] | None = None) -> Arrays:
     """
     if keys is not None and not keys:
         return {}  # to ask a model for its arrays takes longer than to copy small ones
-    return {name: _copied(value.detach()) for name, value in tensors(model) if keys is None or name in keys}
+    found = {name: value.detach() for name, value in tensors(model) if keys is None or name in keys}
+    if any(value.device.type != "cpu" for value in found.values()):
+        return _fetched(found)
+    return {name: value.numpy().copy() for name, value in found.items()}  # sooner than torch's own copies of small ones
 
 
-def _copied(value: Tensor) -> np.ndarray:
-    if value.device.type != "cpu":
-        return value.cpu().numpy()
-    array: np.ndarray = value.numpy().copy()  # in less time than torch's own copy, if it is small
-    return array
+def _fetched(values: Mapping[str, Tensor]) -> Arrays:
+    """Arrays from another device; it is waited for once for each type, not for each array."""
+    there: Arrays = {}
+    for names in _by_type(values):
+        flat = torch.cat([values[name].reshape(-1) for name in names]).cpu().numpy()
+        ends = np.cumsum([values[name].numel() for name in names])[:-1]
+        parts = zip(names, np.split(flat, ends), strict=True)
+        there |= {name: part.reshape(values[name].shape) for name, part in parts}
+    return {name: there[name] for name in values}
+
+
+def _by_type(values: Mapping[str, Tensor]) -> list[list[str]]:
+    names: dict[torch.dtype, list[str]] = {}
+    for name, value in values.items():
+        names.setdefault(value.dtype, []).append(name)
+    return list(names.values())
 
 
 @torch.no_grad()
@@ -103,7 +117,7 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         ProtocolError: an array has no place in the model, or another shape.
     """
-    own = dict(tensors(model)) if arrays else {}
+    own, far = dict(tensors(model)) if arrays else {}, {}
     for name, value in arrays.items():
         target = own.get(name)
         if target is None:
@@ -113,7 +127,12 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
         if target.device.type == "cpu":  # through numpy: torch warns of read-only arrays, as those of a wire are
             np.copyto(target.detach().numpy(), value, casting="unsafe")
         else:
-            target.copy_(torch.from_numpy(value.copy()))
+            far[name] = target
+    for names in _by_type(far):  # in one go, for each copy to another device waits for it
+        flat = torch.cat([torch.from_numpy(arrays[name].copy()).to(far[name].dtype).reshape(-1) for name in names])
+        parts = torch.split(flat.to(far[names[0]].device), [far[name].numel() for name in names])
+        for name, part in zip(names, parts, strict=True):
+            far[name].copy_(part.view(far[name].shape))
 
 
 def pairs(model: Model, part: Part) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import assert_same, tiny
 from second_device import THERE, Distant, second_device
 from test_methods import every_case
 
@@ -18,7 +19,7 @@ from fedssl.cohort.together import train_together
 from fedssl.job import Job
 from fedssl.job.setup import build_model, data_of, public_of
 from fedssl.job.shards import shard_of
-from fedssl.model import tensors
+from fedssl.model import load_arrays, tensors, to_arrays
 
 CPU = torch.device("cpu")
 SHAPES = ("aten.index.Tensor in graphs.py", "aten.repeat_interleave.Tensor in table.py")  # how many nodes are chosen
@@ -109,6 +110,22 @@ def test_no_step_of_a_cohort_waits(method: str) -> None:
 def test_private_steps_run_there_and_wait_for_the_lengths_of_gradients_alone() -> None:
     job = job_of("byol", "privacy=example", "method.norm=layer", "privacy.noise_multiplier=1")
     assert all("per_record.py" in line and "bool(" in line for line in run_there(job))
+
+
+def test_a_model_comes_and_goes_with_two_waits_for_each_type_of_its_arrays() -> None:
+    """Parameters in float32, counters of batch normalisation in int64."""
+    model = build_model(job_of("byol"), (1, 8, 8))
+    arrays = {name: np.asarray(value * 3 + 1) for name, value in to_arrays(model).items()}
+    with second_device() as device:
+        there = build_model(job_of("byol"), (1, 8, 8)).to(THERE)
+        with device.watched():
+            load_arrays(there, arrays)
+            back = to_arrays(there)
+        some = to_arrays(there, ["encoder.0.weight"])
+    assert sum(device.waits.values()) == 4
+    assert list(back) == list(arrays)
+    assert_same(back, arrays)
+    assert_same(some, {"encoder.0.weight": arrays["encoder.0.weight"]})
 
 
 @pytest.mark.parametrize(
