@@ -6,7 +6,7 @@ import gc
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.server import federate
 from fedssl.job.setup import build_model
 from fedssl.model import to_arrays
+from fedssl.parts import Arrays
 from fedssl.progress import Reporter
 from strategies.fedavg import FedAvg
 
@@ -133,6 +134,45 @@ def test_bytes_on_the_wire_change_nothing(compression: str, plan: Compose) -> No
         federate(grid, chosen.job, rundir, Reporter(quiet=True))
     assert_same(final_arrays(ours), final_arrays(rundir))
     assert ours.rows("clients.jsonl") == rundir.rows("clients.jsonl")
+
+
+@pytest.mark.parametrize("strategy", config.options_of("strategy"))
+def test_a_reply_may_have_its_arrays_in_any_order(
+    strategy: str, plan: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of Flower's strategies pair arrays by their places, and a client is free to send them as it likes."""
+    method = strategy if strategy in config.options_of("method") else "byol"
+    options = (f"method={method}", f"strategy={strategy}", "federation.clients=5", "engine.workers=1")
+    try:
+        ours = execute(plan(*options, name="ours"))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    genuine = codec.reply
+
+    def backwards(arrays: Arrays, metrics: Mapping[str, float | int]) -> RecordDict:
+        return genuine(dict(reversed(arrays.items())) if metrics["partition-id"] == 0 else arrays, metrics)
+
+    monkeypatch.setattr(codec, "reply", backwards)
+    assert_same(final_arrays(execute(plan(*options, name="backwards"))), final_arrays(ours))
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "secure"])
+def test_a_mean_has_its_arrays_in_the_order_of_the_model(aggregation: str, plan: Compose) -> None:
+    """In its first round FedAvgM is FedAvg."""
+    options = (f"aggregation={aggregation}", "method=dino", "federation.rounds=1")
+    found = final_arrays(execute(plan(*options, "strategy=fedavgm", name="momentum")))
+    expected = final_arrays(execute(plan(*options, name="plain")))
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_half_precision_gives_the_same_bits_with_any_number_of_workers(plan: Compose) -> None:
+    """Torch keeps weights in half precision in one table for all threads, and whoever ends a step empties it."""
+    options = ("local.precision=bf16", "federation.clients=6", "partition=iid", "method=vicreg")
+    alone = final_arrays(execute(plan(*options, "engine.workers=1", name="alone")))
+    for turn in range(3):
+        assert_same(final_arrays(execute(plan(*options, "engine.workers=2", name=f"two{turn}"))), alone)
 
 
 def test_failures_are_counted_and_tolerated_only_when_asked(plan: Compose) -> None:

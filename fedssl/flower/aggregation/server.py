@@ -196,7 +196,8 @@ class Aggregator:
         if outcome is None:
             return
         self.memory, self.row = outcome.memory, dict(outcome.row)
-        moved = {k: np.asarray(self._asked[k], np.float64) + change for k, change in outcome.change.items()}
+        # In the order of the model's arrays: some of Flower's strategies pair arrays by their places.
+        moved = {k: np.asarray(now, np.float64) + outcome.change[k] for k, now in self._asked.items()}
         moved |= {k: np.maximum(moved[k], 0.0) for k in self.variances & moved.keys()}
         content = codec.reply(tree.like(moved, self._asked), {codec.WEIGHT: 1})
         yield Message(content, reply_to=Message(RecordDict(), 0, MessageType.TRAIN))

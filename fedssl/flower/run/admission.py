@@ -25,7 +25,7 @@ class Admitted:
 
     row: dict[str, float | int]  # for the log
     arrays: Arrays | None  # in full precision; None: the client had no time for a step
-    packed: bool  # whether they came otherwise
+    packed: bool  # whether they came otherwise, or in another order
 
 
 def admit(
@@ -64,6 +64,8 @@ def admit(
         except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
             raise ProtocolError(f"client {client} sent an update that cannot be unpacked ({error})") from error
         tree.check_same(arrays, asked, f"client {client}")
+        if list(arrays) != list(asked):  # some of Flower's strategies pair arrays by their places
+            arrays = {key: arrays[key] for key in asked}
         if max_change is not None:
             change = math.sqrt(tree.squared_distance(arrays, asked))
             if not change <= max_change:
