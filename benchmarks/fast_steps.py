@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from benchmarks.pages import put
 from benchmarks.speed import table
 from benchmarks.workload import BARE, ROOT, Work
 from fedssl import seeds
+from fedssl.client import precision
 from fedssl.descent import Descent
 from fedssl.files import write_json
 from fedssl.job.setup import build_model
@@ -126,12 +128,13 @@ def _step(work: Work, device: torch.device, channels_last: bool, compiled: bool,
     shape = (3, work.size, work.size)
     model, index = build_model(job, shape).to(device).train(), torch.arange(work.batch_size, device=device)
     accelerate(model, channels_last=channels_last, compiled=compiled)
+    local = replace(job.local, precision="bf16" if half else "float32")
     descent, generator = Descent(model, job.local), seeds.torch_stream(0, "views")
     views = [torch.rand(work.batch_size, *shape, generator=generator).to(device) for _ in range(2)]
 
     def step() -> None:
         descent.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with precision(device, local):
             loss = job.method.loss(model, Batch(views, index), Step(1, 1, 0, 1)).loss
         loss.backward()  # type: ignore[no-untyped-call]
         descent.step(job.local.lr)

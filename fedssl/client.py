@@ -138,7 +138,7 @@ class Training:
         self.round, self.rounds, self.seed, self.client = round, rounds, seed, client
         self.device = device = next(model.parameters()).device
         path = self._path = ("client", client, "round", round)
-        self._again = ("attempt", attempt) if attempt > 1 else ()
+        self._again = ("attempt", attempt) if attempt > 1 and gradient.private else ()
         order = seeds.stream(seed, *path, *self._again, "order")
         self.generator = seeds.torch_stream(seed, *path, "augment", device=device)
         drawn = gradient.batches(len(data), local.batch_size, local.epochs, order)
@@ -214,7 +214,7 @@ class Training:
     def step(self, i: int, batch: Batch, descent: Descent) -> None:
         """Take step `i`."""
         descent.zero_grad()
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.local.precision == "bf16")
+        half = precision(self.device, self.local)
         again = recomputing(self.model["encoder"]) if self.local.checkpointing else nullcontext()
         with half, again:
             out = self.gradient.backward(self.method, self.model, batch, self.at(i), self.noise)
@@ -287,8 +287,8 @@ def fit(
     would have begun the whole round, learning rates included. Without time for a step it changes nothing. With an
     `allowance` it stops likewise when the clock says so, after one step at least; then the result depends on the clock.
 
-    A private round that is begun again after a kill has the next `attempt`, so its noise and samples are new: noise
-    that was drawn for one sum must not be seen under another.
+    A round with a private gradient that is begun again after a kill has the next `attempt`, so its noise and samples
+    are new: noise that was drawn for one sum must not be seen under another.
 
     Raises:
         ConfigError: the client has no examples, or too few for batch normalisation.
@@ -312,6 +312,15 @@ def public_rows(
     if public is None or not (method.reads_public and method.public_batch):
         return None
     return torch.from_numpy(rng.permutation(len(public))[: method.public_batch]).to(device)
+
+
+def precision(device: torch.device, local: Local) -> torch.autocast:
+    """Autocast to what `local.precision` says, for one step.
+
+    Torch's cache of weights in half precision is off: whichever thread ends a step empties that of all, so whether a
+    weight's gradients were added up in half precision would depend on the others.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=local.precision == "bf16", cache_enabled=False)
 
 
 def beside(batch: Batch, public: Examples | None, augment: Augment, rows: Tensor | None) -> Batch:

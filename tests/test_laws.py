@@ -56,6 +56,8 @@ STATEFUL = [
     ),
     ("participation=stragglers", "local.epochs=2", "method=byol", "strategy.share.teacher=local"),
     (*BUFFERED, "strategy=fedu", "method=byol", "strategy.threshold=0.0001", "checkpoint_every=2"),
+    ("aggregation=mean", "method=byol", "participation.fraction=0.67"),
+    ("aggregation=bounded", "strategy=fedadam"),
 ]
 
 

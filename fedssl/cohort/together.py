@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedssl.client import Training
+from fedssl.client import Training, precision
 from fedssl.cohort.group_norm import side_by_side
 from fedssl.cohort.stack import Optimizers, Pulls, Rows, Stack, clip
 from fedssl.cohort.views import joint_views
@@ -155,8 +155,7 @@ class _Together:
             found = functional_call(self._loss, own, (views, index, public, step))
             return found
 
-        half = torch.autocast(self._device.type, torch.bfloat16, enabled=self._local.precision == "bf16")
-        with half, side_by_side(self._loss):
+        with precision(self._device, self._local), side_by_side(self._loss):
             losses, aux = vmap(each)(named, views, torch.stack([batch.index for batch in batches]), joint)
         return losses, aux
 
