@@ -7,14 +7,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fedssl.errors import ConfigError, ResumeError
+from fedssl.errors import ConfigError, FedsslError, ResumeError
 from fedssl.files import finite, read_arrays, write_arrays, write_json, write_text
 from fedssl.parts import Arrays
 from fedssl.tree import flatten
@@ -47,6 +47,7 @@ class RunDirectory:
         self.path = path
         self.clients = path / "checkpoints" / "clients"
         self.followers: list[Callable[[Mapping[str, Any]], None]] = []  # are told each row of metrics.jsonl
+        self.new = False  # made by `open`, and no round has begun
 
     @classmethod
     def open(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
@@ -75,7 +76,19 @@ class RunDirectory:
         else:
             readable = "\x85" not in json.dumps(config, ensure_ascii=False)  # yaml writes it as the line break it is
             write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=readable))
+            run.new = True
         return run
+
+    @contextmanager
+    def or_nothing(self) -> Iterator[None]:
+        """Take the directory away again if the run is refused before its first round: its name is free then."""
+        try:
+            yield
+        except FedsslError:
+            if self.new and not self.rounds and not self.rows():
+                with suppress(ConfigError), self.lock():  # not from under another process
+                    shutil.rmtree(self.path)
+            raise
 
     @property
     def begun(self) -> bool:

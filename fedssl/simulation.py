@@ -43,7 +43,7 @@ def run(plan: Plan, reporter: Reporter) -> Record:
     if rundir.done:
         reporter.say(f"{rundir.path} has already finished with this configuration: nothing to do")
     else:
-        with _torch_as_before(), followed(plan.build_track(), rundir):
+        with rundir.or_nothing(), _torch_as_before(), followed(plan.build_track(), rundir):
             plan.build_engine().run(plan.job, rundir, reporter)
     if not (rundir.path / "report.html").exists():
         finish_report(rundir)

@@ -79,6 +79,28 @@ def test_a_wrong_option_is_one_sentence(tmp_path: Path) -> None:
         fedssl.simulate(*TINY, f"out={tmp_path}", "name=x", "seed=1", quiet=True)
 
 
+def test_a_run_that_is_refused_before_its_first_round_leaves_its_name_free(tmp_path: Path) -> None:
+    here = (*TINY, f"out={tmp_path}", "name=x", "track=tensorboard")
+    with pytest.raises(ConfigError, match="is no teacher of it in this method"):
+        fedssl.simulate(*here, "strategy=fedbyol_target_both", quiet=True)
+    assert not (tmp_path / "x").exists()
+    run = fedssl.simulate(*here, quiet=True)
+    assert run.path == tmp_path / "x"
+
+
+def test_a_run_that_is_refused_later_keeps_what_it_has(tmp_path: Path) -> None:
+    here = (*TINY, f"out={tmp_path}", "name=x")
+    with pytest.raises(FedsslError, match="federation.max_change"):
+        fedssl.simulate(*here, "federation.max_change=0.000001", quiet=True)
+    assert RunDirectory(tmp_path / "x").config()["federation"]["max_change"] == 1e-6
+    with RunDirectory(tmp_path / "x").lock():  # that of another process, which is at work there
+        run = RunDirectory(tmp_path / "x")
+        run.new = True
+        with pytest.raises(ConfigError, match="another process"), run.or_nothing(), run.lock():
+            pass
+    assert run.config()
+
+
 def test_the_package_imports_nothing_until_asked() -> None:
     code = "import fedssl, sys; print('torch' in sys.modules); fedssl.simulate; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

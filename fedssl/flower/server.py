@@ -70,6 +70,7 @@ def federate(
         done, now = _begin(run, strategy, point, initial)
         run.aggregation.announce(reporter, sum(initial[key].size for key in run.merged))
         reporter.begin(rundir.path.name, done, job.federation.rounds)
+        rundir.new = False
         try:
             for at in range(done + 1, job.federation.rounds + 1):
                 if not run.aggregation.affords(at, rundir.attempts().count(at) + 1):

@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
     plan = config.compose(shlex.split(str(context.run_config["overrides"])))
     rundir = plan.at(Path(str(context.run_config["out"])) / plan.path.name).open()
     if not rundir.done:
-        with followed(plan.build_track(), rundir):
+        with rundir.or_nothing(), followed(plan.build_track(), rundir):
             federate(grid, plan.job, rundir, Reporter())
     if not (rundir.path / "report.html").exists():
         finish_report(rundir)
