@@ -156,8 +156,8 @@ def second_device() -> Iterator[Device]:
     """Tensors can be on `THERE` in here; yields the device."""
     autocast = torch.autocast
 
-    def cast(kind: str, *args: Any, enabled: bool = True) -> Any:
-        return nullcontext() if kind == THERE.type and not enabled else autocast(kind, *args, enabled=enabled)
+    def cast(kind: str, *args: Any, enabled: bool = True, **rest: Any) -> Any:
+        return nullcontext() if kind == THERE.type and not enabled else autocast(kind, *args, enabled=enabled, **rest)
 
     with (
         patch.object(torch, "Generator", Generator),
