@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import tiny
 
+from fedssl import config
 from fedssl.client import FitResult
 from fedssl.config import Plan
+from fedssl.errors import PrivacyError
 from fedssl.evaluation.baselines import central
 from fedssl.job import split
 from fedssl.job.setup import data_of
@@ -39,3 +42,11 @@ def test_a_run_reports_its_baselines(plan: Callable[..., Plan]) -> None:
         assert 0 < summary[f"{prefix}one_label_accuracy"] <= 1
     assert probes["probes"]["random encoder"] != probes["probes"]["federated"]
     assert len(probes["spectra"]["central"]) == 8
+
+
+def test_a_baseline_is_refused_what_its_clients_are_refused() -> None:
+    pairs = tiny("privacy=pairs", "privacy.noise_multiplier=1", "method.norm=layer", modality="pairs")
+    job = config.compose([o for o in pairs if not o.startswith("encoder.dim")]).job
+    cpu = torch.device("cpu")
+    with pytest.raises(PrivacyError, match="no vectorised form for pairs"):
+        central(job, data_of(job, cpu).train, cpu, lambda at, rounds, result: None)
