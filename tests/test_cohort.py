@@ -146,6 +146,15 @@ def test_half_precision_trains_at_once() -> None:
         assert other.result().loss == pytest.approx(one.result().loss, abs=0.05)
 
 
+@pytest.mark.usefixtures("none_alone")
+def test_channels_last_trains_at_once() -> None:
+    """In float32, whose convolutions leave channels last, which torch's pooling cannot take from many at once."""
+    options = ("partition=iid", "federation.clients=2", "local.lr=0.001")
+    alone, at_once = both_ways(job_of("simclr", "local.channels_last=true", *options), precise=False)
+    for one, other in zip(alone, at_once, strict=True):
+        assert other.result().loss == pytest.approx(one.result().loss, abs=0.01)
+
+
 def test_a_lone_mistake_in_the_order_would_be_seen() -> None:
     """The comparison is sharp: clients that have changed places are far apart."""
     alone, at_once = both_ways(job_of("simclr", "partition=iid", "federation.clients=4"))

@@ -257,6 +257,21 @@ def test_a_client_whose_last_sample_is_empty_ends_its_round(privacy: str, method
     assert ends == {True, False}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("method=simclr", "privacy=groups"),
+        ("method=byol", "privacy=example", "privacy.engine=vmap"),
+        ("method=vicreg", "privacy=statistics", "privacy.engine=vmap"),
+    ],
+    ids=lambda options: options[1],
+)
+def test_gradients_of_single_records_are_found_in_half_precision(options: tuple[str, ...], plan: Compose) -> None:
+    """Torch's own layer normalisation mixes types there."""
+    half = ("method.norm=layer", "local.precision=bf16", "privacy.noise_multiplier=1", "federation.rounds=1")
+    assert execute(plan(*options, *half)).rows()[0]["failures"] == 0
+
+
 def test_noise_is_never_used_twice() -> None:
     like = torch.zeros(50)
     rng = seeds.stream(0, "client", 0)

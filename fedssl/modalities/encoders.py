@@ -12,6 +12,16 @@ from fedssl.errors import ConfigError
 from fedssl.networks.norms import norm2d
 
 
+class Mean(nn.Module):
+    """The mean over positions, (B, C, H, W) -> (B, C).
+
+    The values of `AdaptiveAvgPool2d(1)`, which lays channels-last results out in a way that many models at once cannot.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
 @dataclass(frozen=True)
 class Conv4:
     """Four 3x3 convolutions with norm and ReLU, then the mean over positions. Two of them halve the image.
@@ -40,7 +50,7 @@ class Conv4:
         sizes = [shape[0], w, 2 * w, 4 * w, self.dim]
         for fan_in, fan_out, stride in zip(sizes, sizes[1:], (1, 2, 2, 1), strict=False):
             layers += [_conv3(fan_in, fan_out, stride, self.norm), norm2d(self.norm, fan_out), nn.ReLU()]
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), self.dim
+        return nn.Sequential(*layers, Mean()), self.dim
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class ResNet18:
             fan_out, stride = w << stage, 1 if stage == 0 else 2
             layers += [Residual(fan_in, fan_out, stride, self.norm), Residual(fan_out, fan_out, 1, self.norm)]
             fan_in = fan_out
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), fan_in
+        return nn.Sequential(*layers, Mean()), fan_in
 
 
 class Residual(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -137,4 +138,13 @@ def norm1d(kind: str, channels: int) -> nn.Module:
     """A normalisation of (B, C): batch, group (at most 8 groups), layer or none."""
     if kind == "group":
         return nn.GroupNorm(math.gcd(8, channels, max(1, channels // 16)), channels)  # a group of one value is always 0
-    return nn.LayerNorm(channels) if kind == "layer" else norm2d(kind, channels)
+    if kind == "layer":
+        norm = nn.LayerNorm(channels)
+        # As autocast has it on a GPU. On a CPU torch mixes types in the gradients of single records.
+        norm.register_forward_pre_hook(_in_its_own_type)
+        return norm
+    return norm2d(kind, channels)
+
+
+def _in_its_own_type(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].to(cast(Tensor, norm.weight).dtype),)
