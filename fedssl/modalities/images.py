@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedssl.constants import centres, constant
+from fedssl.constants import Numbers, centres, constant
 from fedssl.draws import Source, normal, uniform
 from fedssl.errors import ConfigError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's conversion to grey
 TO_YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
-FROM_YIQ = tuple(map(tuple, torch.linalg.inv(torch.tensor(TO_YIQ, dtype=torch.float64)).tolist()))
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
@@ -260,7 +260,12 @@ def _hue_matrix(turn: Tensor) -> Tensor:
     cos, sin, zero = turn.cos(), turn.sin(), torch.zeros_like(turn)
     rows = (zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos)
     turned = torch.stack(rows, 1).view(-1, 3, 3)
-    return constant(FROM_YIQ, turn).matmul(turned).matmul(constant(TO_YIQ, turn))
+    return constant(_from_yiq(), turn).matmul(turned).matmul(constant(TO_YIQ, turn))
+
+
+@cache
+def _from_yiq() -> Numbers:
+    return tuple(map(tuple, torch.linalg.inv(torch.tensor(TO_YIQ, dtype=torch.float64)).tolist()))
 
 
 def _between(u: Tensor, low: float, high: float) -> Tensor:
