@@ -17,7 +17,7 @@ from fedssl.aggregation.plain import Plain
 from fedssl.config import Plan
 from fedssl.errors import FedsslError
 
-FEW, MANY = 30, 400  # in `make test`, and in `make test-all`
+FEW, MANY = 15, 400  # in `make test`, and in `make test-all`
 NEEDS_A_FILE = ("file", "feature_shift", "natural", "sites", "replay")
 MAYBE = {  # an option and how often it is taken
     **dict.fromkeys(("local.optimizer=sgd", "evaluate.every=1", "seed=7", "federation.clients=9"), 0.3),
