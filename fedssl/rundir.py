@@ -86,7 +86,7 @@ class RunDirectory:
             yield
         except FedsslError:
             if self.new and not self.rounds and not self.rows():
-                with suppress(ConfigError), self.lock():  # not from under another process
+                with suppress(ConfigError, OSError), self.lock():  # not from under another process, nor through a link
                     shutil.rmtree(self.path)
             raise
 

@@ -88,6 +88,13 @@ def test_a_run_that_is_refused_before_its_first_round_leaves_its_name_free(tmp_p
     assert run.path == tmp_path / "x"
 
 
+def test_a_refused_run_in_a_linked_folder_says_why(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "x").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="is no teacher of it in this method"):
+        fedssl.simulate(*TINY, f"out={tmp_path}", "name=x", "strategy=fedbyol_target_both", quiet=True)
+
+
 def test_a_run_that_is_refused_later_keeps_what_it_has(tmp_path: Path) -> None:
     here = (*TINY, f"out={tmp_path}", "name=x")
     with pytest.raises(FedsslError, match="federation.max_change"):
