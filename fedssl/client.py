@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +21,7 @@ from fedssl.errors import ConfigError, TrainingError
 from fedssl.gradient import GradientTransform
 from fedssl.measures.movement import Movement
 from fedssl.method import Augment, Batch, Examples, LossOutput, SSLMethod, Step, View, views_of
-from fedssl.model import Model, derive
+from fedssl.model import Model, derive, parameters
 from fedssl.networks.acceleration import accelerate
 from fedssl.networks.norms import commit_statistics, discard_statistics
 from fedssl.networks.recompute import recomputing
@@ -79,6 +79,14 @@ class FitResult:
     work: float = 1.0  # share of the round's steps that was done
 
 
+@dataclass(frozen=True)
+class Gauges:
+    """What is measured of a client's steps besides their loss; see `FitResult`."""
+
+    feature_std: float
+    movement: Mapping[str, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Pull:
     """A proximal term: (strength / 2) * |w - w_start|^2 over some parameters, the pull of FedProx."""
@@ -108,6 +116,7 @@ class Training:
     Attributes:
         done: how many steps the client has time for, of `steps`.
         totals: sums over examples of the loss and of what the method reports, by name.
+        gauges: measures the steps when they have been taken; a cohort puts in its own, for all of its clients at once.
     """
 
     def __init__(
@@ -145,10 +154,11 @@ class Training:
         self.batches = [index.to(device) for index in drawn]
         self.steps = len(self.batches)
         self.done = math.floor(work * self.steps + 1e-9)  # 0.7 * 10 is 7, in spite of its last bit
-        self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.totals: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
         self.seen = 0
         self.features: Tensor | None = None
+        self._movement: Movement | None = None
+        self.gauges: Callable[[], Gauges] = self._gauges
 
     @cached_property
     def noise(self) -> np.random.Generator:
@@ -158,6 +168,8 @@ class Training:
     @cached_property
     def public_rows(self) -> Sequence[Tensor | None]:
         """The public examples beside each batch, on the device before the first step: a copy waits for it."""
+        if self.public is None or not self.method.reads_public:
+            return [None] * self.steps
         rng = seeds.stream(self.seed, *self._path, "public")
         return [public_rows(self.method, self.public, rng, self.device) for _ in range(self.steps)]
 
@@ -171,7 +183,10 @@ class Training:
         parts = self.method.parts
         derive(self.model, parts, [f"{part.name}." for part in parts if part.frozen])
         self.method.after_merge(self.model, self.data, self.public, self.augment, self.at(0))
-        self.movement = Movement(self.model, parts)
+
+    def watch(self) -> None:
+        """Measure, from now on, how far the steps move the parts of this client's model."""
+        self._movement, self.gauges = Movement(parameters(self.model), self.method.parts), self._gauges
 
     def at(self, i: int) -> Step:
         """Where step `i` stands in the run."""
@@ -197,6 +212,7 @@ class Training:
 
         Nothing waits for the device, unless somebody counts its seconds.
         """
+        self.watch()
         descent = Descent(self.model, self.local)
         if self.allowance is not None:
             self.allowance.begin()
@@ -221,7 +237,7 @@ class Training:
         if self.pull is not None:
             self.pull.apply()
         if self.local.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.trainable, self.local.clip_norm)
+            torch.nn.utils.clip_grad_norm_(descent.parameters, self.local.clip_norm)
         descent.step(self.rate(i))
         commit_statistics(self.model)
         for name, value in scalars(out).items():
@@ -230,8 +246,8 @@ class Training:
 
     def stepped(self, i: int, out: LossOutput) -> None:
         """After the optimiser's step `i`: what follows the weights, follows them now."""
-        if i == self.steps - 1:
-            self.movement.before_following()
+        if i == self.steps - 1 and self._movement is not None:
+            self._movement.before_following()
         self.method.after_step(self.model, out, self.at(i))
         self.seen += len(self.batches[i])
         if len(out.features):  # a Poisson sample may be empty
@@ -251,12 +267,16 @@ class Training:
                 f"the loss of client {self.client} became {loss} in round {self.round}: training cannot go on from "
                 f"there; lower local.lr (now {self.local.lr}) or set local.clip_norm=1"
             )
+        gauges = self.gauges()
         generator = seeds.torch_stream(self.seed, *self._path, "upload", device=self.device)
         said = self.method.before_upload(self.model, self.data, self.public, self.augment, generator)
         measures |= {name: value.item() for name, value in said.items()}
-        std = feature_std(self.features.float()) if self.features is not None else 0.0
         share = self.done / self.steps
-        return FitResult(len(self.data), self.done, loss, std, measures, self.movement.measures(), share)
+        return FitResult(len(self.data), self.done, loss, gauges.feature_std, measures, gauges.movement, share)
+
+    def _gauges(self) -> Gauges:
+        std = feature_std(self.features.float()) if self.features is not None else 0.0
+        return Gauges(std, self._movement.measures()[0] if self._movement is not None else {})
 
 
 def fit(

@@ -25,20 +25,20 @@ class Descent:
 
     def __init__(self, model: nn.Module, local: Local) -> None:
         self._local = local
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._momenta: dict[nn.Parameter, Tensor | None] = {}
         self._moments: dict[nn.Parameter, tuple[Tensor, Tensor, Tensor]] = {}  # first, second, steps taken
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             parameter.grad = None
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Move the parameters that have a gradient, with this learning rate."""
         for decays in (True, False):
-            chosen = [p for p in self._parameters if (p.dim() > 1) is decays and p.grad is not None]
+            chosen = [p for p in self.parameters if (p.dim() > 1) is decays and p.grad is not None]
             if chosen:
                 move = self._sgd if self._local.optimizer == "sgd" else self._adamw
                 move(chosen, rate, self._local.weight_decay if decays else 0.0)

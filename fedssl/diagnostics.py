@@ -7,6 +7,7 @@ reports. Rank measures say how many directions the features use; compare them wi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -107,11 +108,21 @@ def feature_std(x: Tensor) -> float:
     References:
         Chen & He 2021, section 4.1, https://arxiv.org/abs/2011.10566
     """
-    z = _matrix(x)
-    if not _finite(z):
-        return math.nan
-    z = _centred(_unit(z))
-    return float((z.square().sum(0) / max(len(z) - 1, 1)).sqrt().mean())
+    return feature_stds([x])[0]
+
+
+def feature_stds(several: Sequence[Tensor]) -> list[float]:
+    """`feature_std` of each of several matrices, of those of one shape at once."""
+    found = dict.fromkeys(range(len(several)), math.nan)
+    shapes: dict[torch.Size, list[int]] = {}
+    for place, x in enumerate(several):
+        shapes.setdefault(x.shape, []).append(place)
+    for places in shapes.values():
+        z = torch.stack([_matrix(several[place]) for place in places])
+        z = _centred(_unit(z))  # a row that is not finite becomes nan, and with it all columns
+        stds = (z.square().sum(-2) / max(z.shape[-2] - 1, 1)).sqrt().mean(-1)
+        found.update(zip(places, stds.tolist(), strict=True))
+    return list(found.values())
 
 
 def alignment(x: Tensor, y: Tensor) -> float:
@@ -297,8 +308,8 @@ def _finite(z: Tensor) -> bool:
 
 def _centred(z: Tensor) -> Tensor:
     """Takes the column means off; equal rows give exact zeros, because the first row is taken off before."""
-    z = z - z[:1]
-    return z - z.mean(0)
+    z = z - z[..., :1, :]
+    return z - z.mean(-2, keepdim=True)
 
 
 def _scaled(z: Tensor) -> Tensor:
@@ -316,5 +327,5 @@ def _small_gram(z: Tensor) -> Tensor:
 
 def _unit(z: Tensor) -> Tensor:
     """Rows at length 1; a zero row stays zero."""
-    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
     return z / torch.where(norm > 0, norm, 1.0)

@@ -23,7 +23,7 @@ def squared_distance(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -
     total = 0.0
     for key, value in a.items():
         if value.dtype.kind == "f":
-            difference = value.astype(np.float64).ravel() - b[key].astype(np.float64).ravel()
+            difference = np.subtract(value, b[key], dtype=np.float64).ravel()
             difference *= difference
             total += float(difference.sum())  # not a BLAS product, whose last bit depends on where the array lies
     return total

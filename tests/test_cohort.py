@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,15 @@ from fedssl.cohort import together
 from fedssl.cohort.choice import Choice
 from fedssl.cohort.seats import Meeting, seat, take
 from fedssl.config import Plan
+from fedssl.diagnostics import feature_std
 from fedssl.errors import ConfigError
 from fedssl.gradient import PlainGradient
 from fedssl.job import Job
 from fedssl.job.setup import build_model, data_of, public_of
 from fedssl.job.shards import shard_of
-from fedssl.model import tensors
+from fedssl.measures.movement import Movement
+from fedssl.method import LossOutput
+from fedssl.model import parameters, tensors
 
 CPU = torch.device("cpu")
 # Plain descent: adaptive steps turn the rounding of a gradient that is zero into a whole step.
@@ -57,7 +62,7 @@ def trainings(job: Job, precise: bool = True, **options: Any) -> list[Training]:
             round=1, rounds=2, seed=job.seed, client=client, public=public, **options,
         )  # fmt: skip
         if job.tree["strategy"].get("proximal"):
-            training.pull = Pull.towards_now(5.0, training.trainable)
+            training.pull = Pull.towards_now(5.0, [p for p in training.model.parameters() if p.requires_grad])
         training.begin()
         found.append(training)
     return found
@@ -198,6 +203,35 @@ def test_one_client_that_cannot_train_does_not_stop_the_others() -> None:
     assert all(math.isfinite(some[k].result().loss) for k in (0, 1, 3))
 
 
+@pytest.mark.parametrize("work", [1.0, 0.5])
+@pytest.mark.parametrize("method", ["simclr", "byol", "fedx"])
+def test_what_is_measured_for_all_at_once_is_what_each_client_would_measure(
+    method: str, work: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients take different numbers of steps: teachers are remembered at different ones, and last batches differ."""
+    some = [one for one in trainings(job_of(method), work=work) if one.done]
+    assert len({one.steps for one in some}) > 1
+    watched = {one.client: Movement(parameters(one.model), one.method.parts) for one in some}
+    stepped = Training.stepped
+
+    def remembering(self: Training, i: int, out: LossOutput) -> None:
+        if i == self.steps - 1:
+            watched[self.client].before_following()
+        stepped(self, i, out)
+
+    monkeypatch.setattr(Training, "stepped", remembering)
+    assert together.train_together(some) == [None] * len(some)
+    assert {isinstance(one.gauges, partial) for one in some} == {work == 1}, "found together if all take all steps"
+    for one in some:
+        gauges, features = one.gauges(), one.features
+        assert features is not None
+        assert gauges.feature_std == pytest.approx(feature_std(features.float()), rel=1e-12)
+        assert gauges.movement == pytest.approx(watched[one.client].measures()[0], rel=1e-9, abs=1e-12)
+        if work == 1:
+            assert gauges.movement["encoder_moved"] > 0
+            assert method != "byol" or gauges.movement["teacher_step"] > 0
+
+
 def test_seats_wait_for_those_who_come_and_for_nobody_else() -> None:
     seen: list[list[int]] = []
 
@@ -231,6 +265,31 @@ def test_seats_wait_for_those_who_come_and_for_nobody_else() -> None:
         thread.join(timeout=20)
     assert seen == [[0, 2, 3]], "in the order of the seats"
     assert sorted(type(error).__name__ for error in raised) == ["KeyError", "ValueError"]
+
+
+def test_what_ends_a_whole_cohort_has_one_origin_in_each_seat() -> None:
+    """A traceback that sixteen seats have added to says nothing to anybody."""
+
+    def train(there: Sequence[Any]) -> list[BaseException | None]:
+        raise KeyError("the second step of all")
+
+    meeting: Meeting[Any] = Meeting(16, train)
+    lengths: list[int] = []
+
+    def one(number: int) -> None:
+        try:
+            with seat(meeting, number):
+                take(object())  # type: ignore[arg-type]
+        except KeyError as error:
+            lengths.append(len(traceback.extract_tb(error.__traceback__)))
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(lengths) == 16
+    assert max(lengths) < 10
 
 
 def test_one_thread_of_a_cohort_runs_at_a_time() -> None:

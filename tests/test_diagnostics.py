@@ -17,6 +17,7 @@ from fedssl.diagnostics import (
     alignment,
     effective_rank,
     feature_std,
+    feature_stds,
     linear_cka,
     mutual_information_bound,
     participation_ratio,
@@ -66,6 +67,17 @@ def test_participation_ratio_closed_cases() -> None:
     assert participation_ratio(scaled + 100) == pytest.approx(2.0, abs=1e-9)
     values = spectrum(scaled)
     np.testing.assert_allclose(values / values[-1], [4, 1, 1], rtol=1e-12)
+
+
+def test_feature_stds_are_those_of_each_matrix_in_order() -> None:
+    several = [normal(5, 3), normal(4, 7), normal(5, 3).float() + 1, normal(1, 3), torch.full((5, 3), math.inf)]
+    found = feature_stds(several)
+    assert found[:4] == pytest.approx([feature_std(x) for x in several[:4]], rel=1e-12)
+    assert len(set(found[:4])) == 4
+    assert math.isnan(found[4])
+    assert feature_stds([]) == []
+    with pytest.raises(ConfigError, match="matrix"):
+        feature_stds([normal(2, 3), torch.zeros(4)])
 
 
 def test_feature_std_of_a_gaussian_and_of_collapse() -> None:

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import assert_same, execute, final_arrays
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from test_laws import interrupted
 
 from fedssl import config
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, FedsslError, ProtocolError
-from fedssl.flower import codec
+from fedssl.flower import codec, in_process
 from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
+from fedssl.flower.run.states import States
 from fedssl.flower.server import federate
 from fedssl.job.setup import build_model
 from fedssl.model import to_arrays
@@ -220,6 +221,29 @@ def test_local_parts_stay_at_home_and_differ(plan: Compose) -> None:
         states.append(state_files.read(path).local)
     assert all(key.startswith("predictor.") for key in states[0])
     assert any((states[0][key] != states[1][key]).any() for key in states[0])
+
+
+@pytest.mark.parametrize(
+    ("engine", "most"), [("engine.workers=1", 1), ("engine.workers=2", 4), ("engine=processes engine.workers=1", 3)]
+)
+def test_a_client_that_is_alone_on_its_threads_begins_after_the_merge_of_the_one_before(
+    engine: str, most: int, plan: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With several workers, or another process, clients train while replies are merged."""
+    under_way: list[set[int]] = []
+
+    class Lending(States):
+        def lend(self, node: int) -> Context:
+            under_way.append({*(under_way[-1] if under_way else ()), node})
+            return super().lend(node)
+
+        def back(self, node: int) -> None:
+            under_way.append(under_way[-1] - {node})
+            super().back(node)
+
+    monkeypatch.setattr(in_process, "States", Lending)
+    execute(plan("federation.clients=6", "federation.rounds=1", "partition=iid", *engine.split()))
+    assert max(map(len, under_way)) == most
 
 
 def test_the_grid_leaves_no_threads(plan: Compose) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 
@@ -37,6 +38,7 @@ class Meeting(Generic[R]):
         self._lock, self._over = threading.Lock(), threading.Event()
         self.floor = threading.Lock()  # held by the thread that runs
         self._failures: dict[int, BaseException | None] = {}
+        self._origins: dict[int, TracebackType | None] = {}
 
     def sit(self, seat: int, runs: R) -> None:
         """Wait until this client has been trained, by this thread or another; the others run meanwhile.
@@ -55,7 +57,7 @@ class Meeting(Generic[R]):
             self.floor.acquire()
         failure = self._failures[seat]
         if failure is not None:
-            raise failure
+            raise failure.with_traceback(self._origins[seat])  # seats that raise the same would add theirs to it
 
     def leave(self) -> None:
         """To be called by a thread that will not sit down: it failed before, or has nothing to train."""
@@ -72,6 +74,7 @@ class Meeting(Generic[R]):
         except BaseException as error:  # noqa: BLE001  # raised again in every seat
             failures = [error] * len(there)
         self._failures = {seat: failure for (seat, _), failure in zip(there, failures, strict=True)}
+        self._origins = {seat: failure.__traceback__ for seat, failure in self._failures.items() if failure is not None}
         self._over.set()
 
 

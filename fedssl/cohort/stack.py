@@ -52,28 +52,33 @@ class Stack:
 
 
 class Rows:
-    """The tensors of some models of a stack for one step; `put_back` writes what changed where it was copied."""
+    """The tensors of some models of a stack for one step; `put_back` writes what changed where it was copied.
+
+    Attributes:
+        numbers: (K,) int64, which models; None: all of them.
+        parameters, buffers: as those of the stack.
+    """
 
     def __init__(self, stack: Stack, rows: Tensor | None) -> None:
-        self._stack, self._rows = stack, rows
+        self._stack, self.numbers = stack, rows
         self.parameters = {name: self.take(value).requires_grad_(value.requires_grad) for name, value in _of(stack)}
         self.buffers = {name: self.take(value) for name, value in stack.buffers.items()}
 
     def take(self, value: Tensor) -> Tensor:
         """These rows of a tensor of the stack's size."""
-        return value if self._rows is None else value.detach().index_select(0, self._rows)
+        return value if self.numbers is None else value.detach().index_select(0, self.numbers)
 
     def put(self, there: Tensor, value: Tensor) -> None:
         """Write rows back to where `take` found them."""
-        if self._rows is not None:
-            there.detach().index_copy_(0, self._rows, value.detach())
+        if self.numbers is not None:
+            there.detach().index_copy_(0, self.numbers, value.detach())
 
     def add(self, there: Tensor, value: Tensor) -> None:
         """Add to these rows of a tensor of the stack's size."""
-        if self._rows is None:
+        if self.numbers is None:
             there.add_(value)
         else:
-            there.index_add_(0, self._rows, value)
+            there.index_add_(0, self.numbers, value)
 
     def put_back(self) -> None:
         """Write all parameters and buffers back."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fedssl.client import Training, precision
+from fedssl.cohort.gauges import CohortGauges
 from fedssl.cohort.group_norm import side_by_side
 from fedssl.cohort.stack import Optimizers, Pulls, Rows, Stack, clip
 from fedssl.cohort.views import joint_views
@@ -35,6 +36,8 @@ def train_together(trainings: Sequence[Training]) -> list[BaseException | None]:
     """
     failures: dict[int, BaseException] = {}
     groups: dict[object, list[Training]] = {}
+    if len(trainings) == 1:
+        return [_alone(trainings[0]).get(id(trainings[0]))]
     for one in trainings:
         groups.setdefault(_kind(one) if _stacks(one) else id(one), []).append(one)
     for group in groups.values():
@@ -83,6 +86,7 @@ class _Together:
         self._stack = Stack([one.model for one in trainings])
         self._optimizers = Optimizers(self._stack, first.local)
         self._pulls = None if first.pull is None else Pulls(self._stack, first.pull)
+        self._gauges = CohortGauges(trainings, self._stack)
         self._totals: dict[str, Tensor] = {}
         self._left: set[int] = set()  # clients that were trained alone
 
@@ -134,6 +138,8 @@ class _Together:
         self._optimizers.step(rows, some[0].rate(i), i + 1)
         rows.put_back()
         self._count(rows, losses["loss"], aux, len(batches[0].index))
+        if i == some[0].steps - 1:
+            self._gauges.before_following(rows)
         if self._follows:
             self._stack.hand_out(rows.gradients(), chosen)
         for training, out in zip(some, _apart(losses, aux, len(some)), strict=True):

@@ -88,7 +88,10 @@ class InProcess:
         about = (client_app, job.federation.clients, workers, strict, choice, examples)
         limit = None if self.state_limit_mib is None else self.state_limit_mib << 20
         where = (limit, rundir.clients.with_name("states"), self._sites(job), self._processes)
-        with _quiet_flower(), InProcessGrid(*about, *where) as grid:
+        # A merge beside the only thread that trains is in its way: each call of torch or numpy passes on Python's lock.
+        # A GPU would wait for the merge, and another process has a lock of its own.
+        ahead = 0 if workers == 1 and device_of(job).type == "cpu" and not self._processes else 2
+        with _quiet_flower(), InProcessGrid(*about, *where, ahead) as grid:
             summary = federate(grid, job, rundir, reporter)
             grid.states.clear()
             return summary

@@ -1,8 +1,8 @@
 """A Flower Grid whose nodes live in this process: no serialisation, no start-up, worker threads.
 
 Flower's own records and apps are used unchanged. Replies are handed out one by one, in the order of the messages, so
-that a strategy can consume and free them; at most `workers + 2` cohorts of them are ever waiting. The workers may be
-processes of their own; what clients keep between rounds stays here all the same.
+that a strategy can consume and free them; at most `workers + ahead` cohorts of them are ever waiting. The workers may
+be processes of their own; what clients keep between rounds stays here all the same.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class InProcessGrid(Grid):
         client_app: what the nodes run.
         nodes: their number.
         workers: threads that train; the result does not depend on it.
+        ahead: how many cohorts beyond one for each worker begin before the first replies are taken. With one worker and
+            none ahead, clients train and replies are merged by turns.
         processes: whether each worker has a process of its own, forked when the grid is entered, and not only a thread.
         fail_fast: whether an exception in a client is raised again in the thread that pulls the replies; otherwise it
             becomes an error reply, as in Flower's own runtimes.
@@ -57,8 +59,10 @@ class InProcessGrid(Grid):
         folder: Path | None = None,
         sites: Sequence[str] = (),
         processes: bool = False,
+        ahead: int = 2,
     ) -> None:
         self._app, self._nodes, self._workers, self._fail_fast = client_app, nodes, workers, fail_fast
+        self._most = workers + ahead
         self._processes = processes
         self._choice, self._examples = choice or Choice(1, nodes), examples
         self._sites = sites
@@ -172,7 +176,7 @@ class InProcessGrid(Grid):
             del todo[:size]
             self._cohorts.put(list(calls))  # the worker's own: below, replies are let go one by one
             waiting.append(calls)
-            if len(waiting) > self._workers + 1:
+            if len(waiting) >= self._most:
                 yield from self._finish(waiting.popleft())
         while waiting:
             yield from self._finish(waiting.popleft())

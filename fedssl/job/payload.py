@@ -21,7 +21,7 @@ from fedssl.job.job import Job
 from fedssl.job.setup import build_model, public_of, shares_of, untrained
 from fedssl.measures.movement import Movement
 from fedssl.method import Batch, Examples, Step, views_of
-from fedssl.model import Model, layout_of, tensors, to_arrays
+from fedssl.model import Model, layout_of, parameters, tensors, to_arrays
 from fedssl.partition import Elsewhere, Parts, sizes_of
 from fedssl.parts import Share, part_of
 from fedssl.sites import Blank
@@ -160,7 +160,7 @@ def reports(job: Job, model: Model, data: Data, shard: Examples) -> dict[str, st
         shard: the client's examples.
     """
     method, augment, device = job.method, job.data.augment, data.train.device
-    movement = Movement(model, method.parts)
+    movement = Movement(parameters(model), method.parts)
     public, step = public_of(job, device), Step(1, job.federation.rounds, 0, 1)
     generator = seeds.torch_stream(job.seed, "payload", device=device)
     method.after_merge(model, shard, public, augment, step)
@@ -176,7 +176,7 @@ def reports(job: Job, model: Model, data: Data, shard: Examples) -> dict[str, st
         said.clear()  # no noise covers them, so they stay
     moved = "how far training moved a part, or how a teacher follows: for alarms of collapse"
     return {name: f"reported by {type(method).__name__}" for name in sorted(said)} | dict.fromkeys(
-        movement.measures(), moved
+        movement.measures()[0], moved
     )
 
 
