@@ -60,7 +60,9 @@ def measure_empty(system: str, work: Work) -> dict[str, Any]:
     elif engine == "ray":
         _on_ray(lambda grid: seconds.extend(_empty_rounds(grid, arrays, work)), work.clients)
     else:
-        with InProcessGrid(idle, work.clients, workers, processes=engine == "processes") as grid:
+        forks = engine == "processes"
+        alone = workers == 1 and not forks  # then no thread beside this one, as in `engines.InProcess`
+        with InProcessGrid(idle, work.clients, 0 if alone else workers, processes=forks) as grid:
             seconds.extend(_empty_rounds(grid, arrays, work, merged))
     return {"system": system, "us_per_client": [1e6 * s / work.clients for s in seconds[2:]]}
 

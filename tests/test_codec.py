@@ -27,6 +27,8 @@ from test_strategies import NOW, one_round
 
 from fedssl import config
 from fedssl.build import build
+from fedssl.cohort.choice import Choice
+from fedssl.cohort.seats import take
 from fedssl.errors import ConfigError, ProtocolError, ResumeError
 from fedssl.files import read_arrays, write_arrays
 from fedssl.flower import codec, state_files, strategy_state
@@ -171,7 +173,7 @@ def test_states_on_disk(tmp_path: Path) -> None:
         state_files.read(only)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 def test_replies_come_in_the_order_of_the_messages(workers: int) -> None:
     def work(message: Message, context: Context) -> Arrays:
         time.sleep(0.002 * (context.node_id % 3))
@@ -201,10 +203,10 @@ def test_contexts_persist_and_are_made_when_needed() -> None:
         assert grid.context(4).node_config == {"partition-id": 3, "num-partitions": 10**6}
 
 
-@pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (1, 2), (3, 2)])
-def test_few_replies_wait_at_a_time(workers: int, ahead: int) -> None:
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_few_replies_wait_at_a_time(workers: int) -> None:
     alive: set[int] = set()
-    begun = [0]
+    begun, most = [0], workers + 2 if workers else 1
 
     def work(_: Message, context: Context) -> Arrays:
         begun[0] += 1
@@ -213,14 +215,14 @@ def test_few_replies_wait_at_a_time(workers: int, ahead: int) -> None:
         weakref.finalize(value, alive.discard, context.node_id)
         return {"x": value}
 
-    with InProcessGrid(app_of(work), 20, workers, ahead=ahead) as grid:
+    with InProcessGrid(app_of(work), 20, workers) as grid:
         replies = iter(grid.send_and_receive(ask(range(1, 21))))
         for taken in range(20):
             reply = next(replies)
             time.sleep(0.005)  # let the workers run as far ahead as they may
-            assert begun[0] - taken <= workers + ahead
+            assert begun[0] - taken <= most
             del reply
-            assert len(alive) <= workers + ahead, "replies that were handed out are free"
+            assert len(alive) <= most, "replies that were handed out are free"
         assert next(replies, None) is None
         time.sleep(0.05)
         assert not alive, "no worker holds on to its last reply"
@@ -243,6 +245,42 @@ def test_a_client_that_fails() -> None:
     with pytest.raises(ProtocolError) as caught:
         list(tally(0).watch(replies))
     assert str(caught.value).startswith("client 1: local.lr=9 is too <high>: 'lower' it; federation.tolerate=0")
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_an_interruption_of_the_thread_that_trains_waits_for_nobody(together: int) -> None:
+    """Ctrl-C is not one client's failure: the clients that have not begun never do, the others of a cohort give up."""
+    ended = threading.Event()
+    late: list[int] = []
+
+    class Steps:
+        def run(self) -> None:
+            late.append(1)
+
+    def work(_: Message, context: Context) -> Arrays:
+        if context.node_id == 1:
+            raise KeyboardInterrupt
+        take(Steps())
+        return {}
+
+    def app(message: Message, context: Context) -> Message:
+        try:
+            return app_of(work)(message, context)
+        finally:
+            if context.node_id == 3:
+                ended.set()
+
+    before = set(threading.enumerate())
+    with (
+        pytest.raises(KeyboardInterrupt),
+        InProcessGrid(app, 6, 0, fail_fast=False, choice=Choice(together, 6)) as grid,  # type: ignore[arg-type]
+    ):
+        list(grid.send_and_receive(ask(range(1, 7))))
+    assert together == 1 or ended.wait(timeout=20)
+    assert not late
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=20)
+        assert not thread.is_alive()
 
 
 def test_leaving_restores_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ class Meeting(Generic[R]):
         self.floor = threading.Lock()  # held by the thread that runs
         self._failures: dict[int, BaseException | None] = {}
         self._origins: dict[int, TracebackType | None] = {}
+        self._stopped = False
 
     def sit(self, seat: int, runs: R) -> None:
         """Wait until this client has been trained, by this thread or another; the others run meanwhile.
@@ -55,6 +56,8 @@ class Meeting(Generic[R]):
                 pass
         finally:
             self.floor.acquire()
+        if self._stopped:
+            raise KeyboardInterrupt
         failure = self._failures[seat]
         if failure is not None:
             raise failure.with_traceback(self._origins[seat])  # seats that raise the same would add theirs to it
@@ -63,10 +66,15 @@ class Meeting(Generic[R]):
         """To be called by a thread that will not sit down: it failed before, or has nothing to train."""
         self._arrived()
 
+    def stop(self) -> None:
+        """Train nobody: who is there or comes raises KeyboardInterrupt."""
+        self._stopped = True
+        self._over.set()
+
     def _arrived(self) -> None:
         with self._lock:
             self._missing -= 1
-            if self._missing:
+            if self._missing or self._stopped:
                 return
         there = sorted(self._there, key=lambda one: one[0])  # the result does not depend on who sat down first
         try:
@@ -93,6 +101,9 @@ def seat(meeting: Meeting[Any], number: int) -> Iterator[None]:
     try:
         with meeting.floor:
             yield
+    except KeyboardInterrupt:  # of the main thread, which may be the last that the others wait for
+        meeting.stop()
+        raise
     finally:
         left, _seat.meeting = _seat.meeting, None
         if left is not None:  # it never sat down

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedssl.cohort.choice import Choice
 from fedssl.errors import ConfigError, ProtocolError
 from fedssl.files import write_json
+from fedssl.flower.client.worker import forget
 from fedssl.flower.client_app import app as client_app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.server import federate
@@ -80,21 +81,24 @@ class InProcess:
         """See `Engine`."""
         keep_freed()
         torch.set_num_threads(job.threads)
-        cores = max(1, len(os.sched_getaffinity(0)) // job.threads)
-        workers = self.workers or (cores if device_of(job).type == "cpu" else 1)
-        workers = min(workers, job.federation.clients)
+        cores, on_cpu = max(1, len(os.sched_getaffinity(0)) // job.threads), device_of(job).type == "cpu"
+        workers = min(self.workers or (cores if on_cpu else 1), job.federation.clients)
+        if workers == 1 and on_cpu and not self._processes:
+            # A merge beside the only thread that trains is in its way: each call of torch and numpy passes on Python's
+            # lock. A GPU would wait for the merge, and another process has a lock of its own.
+            workers = 0
         strict = job.federation.tolerate == 0
         choice, examples = _cohorts(self.cohort, job, rundir, reporter)
         about = (client_app, job.federation.clients, workers, strict, choice, examples)
         limit = None if self.state_limit_mib is None else self.state_limit_mib << 20
         where = (limit, rundir.clients.with_name("states"), self._sites(job), self._processes)
-        # A merge beside the only thread that trains is in its way: each call of torch or numpy passes on Python's lock.
-        # A GPU would wait for the merge, and another process has a lock of its own.
-        ahead = 0 if workers == 1 and device_of(job).type == "cpu" and not self._processes else 2
-        with _quiet_flower(), InProcessGrid(*about, *where, ahead) as grid:
-            summary = federate(grid, job, rundir, reporter)
-            grid.states.clear()
-            return summary
+        try:
+            with _quiet_flower(), InProcessGrid(*about, *where) as grid:
+                summary = federate(grid, job, rundir, reporter)
+                grid.states.clear()
+                return summary
+        finally:
+            forget()
 
     def _sites(self, job: Job) -> tuple[str, ...]:
         if len(self.sites) != (job.federation.clients if isinstance(job.partition, Sites) else 0):

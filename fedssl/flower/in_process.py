@@ -1,8 +1,9 @@
 """A Flower Grid whose nodes live in this process: no serialisation, no start-up, worker threads.
 
 Flower's own records and apps are used unchanged. Replies are handed out one by one, in the order of the messages, so
-that a strategy can consume and free them; at most `workers + ahead` cohorts of them are ever waiting. The workers may
-be processes of their own; what clients keep between rounds stays here all the same.
+that a strategy can consume and free them; at most `workers + 2` cohorts of them are ever waiting. The workers may be
+processes of their own; what clients keep between rounds stays here all the same. Without a worker the thread that takes
+the replies runs the clients.
 """
 
 from __future__ import annotations
@@ -34,9 +35,8 @@ class InProcessGrid(Grid):
     Args:
         client_app: what the nodes run.
         nodes: their number.
-        workers: threads that train; the result does not depend on it.
-        ahead: how many cohorts beyond one for each worker begin before the first replies are taken. With one worker and
-            none ahead, clients train and replies are merged by turns.
+        workers: threads that train; the result does not depend on it. 0: the thread that takes the replies trains, each
+            cohort when it is asked for: there is nobody to wait for, or to pass Python's lock to.
         processes: whether each worker has a process of its own, forked when the grid is entered, and not only a thread.
         fail_fast: whether an exception in a client is raised again in the thread that pulls the replies; otherwise it
             becomes an error reply, as in Flower's own runtimes.
@@ -59,10 +59,8 @@ class InProcessGrid(Grid):
         folder: Path | None = None,
         sites: Sequence[str] = (),
         processes: bool = False,
-        ahead: int = 2,
     ) -> None:
         self._app, self._nodes, self._workers, self._fail_fast = client_app, nodes, workers, fail_fast
-        self._most = workers + ahead
         self._processes = processes
         self._choice, self._examples = choice or Choice(1, nodes), examples
         self._sites = sites
@@ -82,12 +80,13 @@ class InProcessGrid(Grid):
         self._crew = (
             forked(self._workers, self._app, took)
             if self._processes
-            else [Threads(self._app, took) for _ in range(self._workers)]
+            else [Threads(self._app, took) for _ in range(max(1, self._workers))]
         )
-        # Daemons, so that an interrupted run does not wait for the clients that are still training.
-        self._threads = [threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in self._crew]
-        for thread in self._threads:
-            thread.start()
+        if self._workers:
+            # Daemons, so that an interrupted run does not wait for the clients that are still training.
+            self._threads = [threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in self._crew]
+            for thread in self._threads:
+                thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -96,6 +95,9 @@ class InProcessGrid(Grid):
                 self._cohorts.get_nowait()
         for _thread in self._threads:
             self._cohorts.put(None)
+        if not self._threads:
+            for worker in self._crew:
+                worker.close()
         if kind is None or issubclass(kind, Exception):  # not on ctrl-C: the person should not wait for the clients
             for thread in self._threads:
                 thread.join()
@@ -163,7 +165,7 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Run the clients of these messages on the workers and yield their replies in the order of the ids."""
-        if not self._threads:
+        if not self._crew:
             raise ProtocolError("this grid has no workers: use it inside `with InProcessGrid(...) as grid:`")
         todo = [self._messages.pop(key) for key in message_ids if key in self._messages]
         if self._examples is not None:
@@ -174,9 +176,13 @@ class InProcessGrid(Grid):
             size = self._choice.next(len(todo))
             calls = [Call(message, self.states.lend(message.metadata.dst_node_id)) for message in todo[:size]]
             del todo[:size]
+            if not self._threads:
+                self._crew[0].run(list(calls))
+                yield from self._finish(calls)
+                continue
             self._cohorts.put(list(calls))  # the worker's own: below, replies are let go one by one
             waiting.append(calls)
-            if len(waiting) >= self._most:
+            if len(waiting) > self._workers + 1:
                 yield from self._finish(waiting.popleft())
         while waiting:
             yield from self._finish(waiting.popleft())
@@ -188,7 +194,9 @@ class InProcessGrid(Grid):
             self.states.back(call.context.node_id)
             if call.failure is None:
                 yield cast(Message, call.reply)
-            elif self._fail_fast or isinstance(call.failure, WorkerDiedError):
+            elif (
+                self._fail_fast or isinstance(call.failure, WorkerDiedError) or not isinstance(call.failure, Exception)
+            ):
                 raise call.failure
             else:
                 yield Message(Error(code=0, reason=f"{type(call.failure)}:<'{call.failure}'>"), reply_to=call.message)

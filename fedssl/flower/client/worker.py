@@ -67,6 +67,11 @@ def prepare(job: Job, client: int, shape: tuple[Any, ...], examples: int, device
     return _worker
 
 
+def forget() -> None:
+    """Free this thread's model, where the thread will go on with other things."""
+    _worker.__dict__.clear()
+
+
 @dataclass(frozen=True)
 class Start:
     """What a client's turn begins with.

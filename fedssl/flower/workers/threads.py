@@ -66,6 +66,8 @@ class Threads:
         for number, call in enumerate(calls[1:], 1):
             self._others[number - 1].put(partial(self._turn, meeting, number, call))
         self._turn(meeting, 0, calls[0])
+        if isinstance(calls[0].failure, KeyboardInterrupt):  # this is the main thread: nobody waits for the others
+            return
         for call in calls:
             call.wait()
 
