@@ -10,11 +10,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedssl import schedules, seeds
 from fedssl.cohort import seats
-from fedssl.descent import Descent
+from fedssl.descent import Descent, Pull
 from fedssl.diagnostics import feature_std
 from fedssl.edge.allowance import Allowance
 from fedssl.errors import ConfigError, TrainingError
@@ -85,27 +85,6 @@ class Gauges:
 
     feature_std: float
     movement: Mapping[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Pull:
-    """A proximal term: (strength / 2) * |w - w_start|^2 over some parameters, the pull of FedProx."""
-
-    strength: float
-    parameters: Sequence[nn.Parameter]
-    starts: Sequence[Tensor]
-
-    @classmethod
-    def towards_now(cls, strength: float, parameters: Sequence[nn.Parameter]) -> Pull:
-        """Towards the present values."""
-        return cls(strength, parameters, [p.detach().clone() for p in parameters])
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Add the term's gradient to `p.grad`."""
-        for parameter, start in zip(self.parameters, self.starts, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter - start, alpha=self.strength)
 
 
 class Training:

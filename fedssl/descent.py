@@ -1,7 +1,9 @@
-"""The optimisers of local training: SGD with momentum, and AdamW."""
+"""What moves the weights in local training: SGD with momentum or AdamW, and the pull of a proximal term."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,3 +63,24 @@ class Descent:
             list[Tensor](chosen), [p.grad for p in chosen if p.grad is not None], first, second, [], taken, fused=True,
             amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=rate, weight_decay=decay, eps=EPS, maximize=False,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Pull:
+    """A proximal term: (strength / 2) * |w - w_start|^2 over some parameters, the pull of FedProx."""
+
+    strength: float
+    parameters: Sequence[nn.Parameter]
+    starts: Sequence[Tensor]
+
+    @classmethod
+    def towards_now(cls, strength: float, parameters: Sequence[nn.Parameter]) -> Pull:
+        """Towards the present values."""
+        return cls(strength, parameters, [p.detach().clone() for p in parameters])
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Add the term's gradient to `p.grad`."""
+        for parameter, start in zip(self.parameters, self.starts, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start, alpha=self.strength)

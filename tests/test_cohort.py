@@ -18,11 +18,12 @@ from test_laws import interrupted
 from test_methods import CASES, Precise
 
 from fedssl import config
-from fedssl.client import FitResult, Pull, Training
+from fedssl.client import FitResult, Training
 from fedssl.cohort import together
 from fedssl.cohort.choice import Choice
 from fedssl.cohort.seats import Meeting, seat, take
 from fedssl.config import Plan
+from fedssl.descent import Pull
 from fedssl.diagnostics import feature_std
 from fedssl.errors import ConfigError
 from fedssl.gradient import PlainGradient

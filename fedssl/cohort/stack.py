@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from fedssl.client import Local, Pull
-from fedssl.descent import BETAS, EPS
+from fedssl.client import Local
+from fedssl.descent import BETAS, EPS, Pull
 from fedssl.model import Model
 
 

@@ -192,11 +192,10 @@ class InProcessGrid(Grid):
             call = calls.pop(0)
             call.wait()
             self.states.back(call.context.node_id)
+            of_the_client = isinstance(call.failure, Exception) and not isinstance(call.failure, WorkerDiedError)
             if call.failure is None:
                 yield cast(Message, call.reply)
-            elif (
-                self._fail_fast or isinstance(call.failure, WorkerDiedError) or not isinstance(call.failure, Exception)
-            ):
+            elif self._fail_fast or not of_the_client:
                 raise call.failure
             else:
                 yield Message(Error(code=0, reason=f"{type(call.failure)}:<'{call.failure}'>"), reply_to=call.message)

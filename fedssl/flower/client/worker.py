@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedssl.client import Pull
+from fedssl.descent import Pull
 from fedssl.flower.codec import ClientState, Memo
 from fedssl.flower.rule import Own, PartRule
 from fedssl.job import Job
