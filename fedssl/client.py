@@ -95,7 +95,7 @@ class Training:
     Attributes:
         done: how many steps the client has time for, of `steps`.
         totals: sums over examples of the loss and of what the method reports, by name.
-        gauges: measures the steps when they have been taken; a cohort puts in its own, for all of its clients at once.
+        joint: measures the steps when they have been taken, where a cohort does that for all of its clients at once.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Training:
         self.seen = 0
         self.features: Tensor | None = None
         self._movement: Movement | None = None
-        self.gauges: Callable[[], Gauges] = self._gauges
+        self.joint: Callable[[], Gauges] | None = None
 
     @cached_property
     def noise(self) -> np.random.Generator:
@@ -165,7 +165,7 @@ class Training:
 
     def watch(self) -> None:
         """Measure, from now on, how far the steps move the parts of this client's model."""
-        self._movement, self.gauges = Movement(parameters(self.model), self.method.parts), self._gauges
+        self._movement, self.joint = Movement(parameters(self.model), self.method.parts), None
 
     def at(self, i: int) -> Step:
         """Where step `i` stands in the run."""
@@ -253,7 +253,10 @@ class Training:
         share = self.done / self.steps
         return FitResult(len(self.data), self.done, loss, gauges.feature_std, measures, gauges.movement, share)
 
-    def _gauges(self) -> Gauges:
+    def gauges(self) -> Gauges:
+        """What is measured of the steps that were taken; the device is waited for."""
+        if self.joint is not None:
+            return self.joint()
         std = feature_std(self.features.float()) if self.features is not None else 0.0
         return Gauges(std, self._movement.measures()[0] if self._movement is not None else {})
 

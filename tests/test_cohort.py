@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -222,7 +223,7 @@ def test_what_is_measured_for_all_at_once_is_what_each_client_would_measure(
 
     monkeypatch.setattr(Training, "stepped", remembering)
     assert together.train_together(some) == [None] * len(some)
-    assert {isinstance(one.gauges, partial) for one in some} == {work == 1}, "found together if all take all steps"
+    assert {one.joint is not None for one in some} == {work == 1}, "found together if all take all steps"
     for one in some:
         gauges, features = one.gauges(), one.features
         assert features is not None
@@ -266,6 +267,22 @@ def test_seats_wait_for_those_who_come_and_for_nobody_else() -> None:
         thread.join(timeout=20)
     assert seen == [[0, 2, 3]], "in the order of the seats"
     assert sorted(type(error).__name__ for error in raised) == ["KeyError", "ValueError"]
+
+
+@pytest.mark.parametrize("run", [together.train_together, lambda some: [one.run() for one in some]])
+def test_training_is_freed_as_soon_as_nobody_needs_it(run: Callable[[list[Training]], object]) -> None:
+    """It holds copies of the model; what waits for Python's collector of cycles may wait for many clients."""
+    some = trainings(job_of("byol"))
+    gc.collect()
+    gc.disable()
+    try:
+        run(some)
+        assert all(math.isfinite(one.result().feature_std) for one in some)
+        alive = [weakref.ref(one) for one in some]
+        some.clear()
+        assert [one() for one in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
 
 
 def test_what_ends_a_whole_cohort_has_one_origin_in_each_seat() -> None:

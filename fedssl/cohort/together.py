@@ -101,6 +101,7 @@ class _Together:
                     self._left.update(rows)
                     for one, batch in zip(some, batches, strict=True):
                         failures |= _alone(one, batch)
+        self._gauges.after_steps(self._trainings)
         for row, training in enumerate(self._trainings):
             if row not in self._left:
                 training.totals |= {name: total[row] for name, total in self._totals.items()}
