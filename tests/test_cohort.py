@@ -310,6 +310,37 @@ def test_what_ends_a_whole_cohort_has_one_origin_in_each_seat() -> None:
     assert max(lengths) < 10
 
 
+def test_an_interrupted_cohort_trains_nobody() -> None:
+    """The main thread may be the last that the others wait for; to train them all first would be no end."""
+    trained: list[object] = []
+
+    def train(there: Sequence[Any]) -> list[BaseException | None]:
+        trained.extend(there)
+        return [None] * len(there)
+
+    meeting: Meeting[Any] = Meeting(3, train)
+    raised: list[BaseException] = []
+
+    def other(number: int) -> None:
+        try:
+            with seat(meeting, number):
+                take(object())  # type: ignore[arg-type]
+        except KeyboardInterrupt as error:
+            raised.append(error)
+
+    early, late = (threading.Thread(target=other, args=(number,)) for number in (1, 2))
+    early.start()
+    while not meeting._there:
+        time.sleep(0.001)
+    with pytest.raises(KeyboardInterrupt), seat(meeting, 0):
+        raise KeyboardInterrupt
+    late.start()
+    for thread in (early, late):
+        thread.join(timeout=20)
+    assert len(raised) == 2
+    assert not trained
+
+
 def test_one_thread_of_a_cohort_runs_at_a_time() -> None:
     """Before they sit down and after they have been trained, in whatever order; training waits for nobody's floor."""
     running, most = set[int](), []
