@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -234,6 +234,15 @@ def test_what_is_measured_for_all_at_once_is_what_each_client_would_measure(
             assert method != "byol" or gauges.movement["teacher_step"] > 0
 
 
+def in_threads(one: Callable[[int], None], numbers: Iterable[int]) -> None:
+    """Call it with each number in a thread of its own, and wait for all."""
+    threads = [threading.Thread(target=one, args=(number,)) for number in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+
+
 def test_seats_wait_for_those_who_come_and_for_nobody_else() -> None:
     seen: list[list[int]] = []
 
@@ -260,11 +269,7 @@ def test_seats_wait_for_those_who_come_and_for_nobody_else() -> None:
         except (KeyError, ValueError) as error:
             raised.append(error)
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in (2, 0, 3, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=20)
+    in_threads(one, (2, 0, 3, 1))
     assert seen == [[0, 2, 3]], "in the order of the seats"
     assert sorted(type(error).__name__ for error in raised) == ["KeyError", "ValueError"]
 
@@ -301,11 +306,7 @@ def test_what_ends_a_whole_cohort_has_one_origin_in_each_seat() -> None:
         except KeyError as error:
             lengths.append(len(traceback.extract_tb(error.__traceback__)))
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=20)
+    in_threads(one, range(16))
     assert len(lengths) == 16
     assert max(lengths) < 10
 
@@ -363,11 +364,7 @@ def test_one_thread_of_a_cohort_runs_at_a_time() -> None:
                 take(object())  # type: ignore[arg-type]
             busy(number)
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=20)
+    in_threads(one, range(5))
     assert most == [1] * 10
 
 

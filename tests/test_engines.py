@@ -21,6 +21,7 @@ from fedssl import config
 from fedssl.config import Plan
 from fedssl.errors import ConfigError, FedsslError, ProtocolError
 from fedssl.flower import codec, in_process
+from fedssl.flower.client import worker
 from fedssl.flower.client_app import app
 from fedssl.flower.in_process import InProcessGrid
 from fedssl.flower.run.states import States
@@ -250,6 +251,12 @@ def test_the_grid_leaves_no_threads(plan: Compose) -> None:
     before = threading.active_count()
     execute(plan())
     assert threading.active_count() == before
+
+
+def test_a_run_in_the_callers_own_thread_leaves_no_model_there(plan: Compose) -> None:
+    """A notebook's thread lives on; a worker's ends and takes its model with it."""
+    execute(plan("engine.workers=1"))
+    assert not worker._worker.__dict__
 
 
 def test_replies_do_not_share_memory_with_the_next_client(plan: Compose) -> None:

@@ -36,10 +36,9 @@ def train_together(trainings: Sequence[Training]) -> list[BaseException | None]:
     """
     failures: dict[int, BaseException] = {}
     groups: dict[object, list[Training]] = {}
-    if len(trainings) == 1:
-        return [_alone(trainings[0]).get(id(trainings[0]))]
     for one in trainings:
-        groups.setdefault(_kind(one) if _stacks(one) else id(one), []).append(one)
+        has_company = len(trainings) > 1 and _stacks(one)
+        groups.setdefault(_kind(one) if has_company else id(one), []).append(one)
     for group in groups.values():
         failures |= _alone(group[0]) if len(group) == 1 else _Together(group).run()
     return [failures.get(id(one)) for one in trainings]
